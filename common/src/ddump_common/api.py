@@ -1,0 +1,318 @@
+"""The HTTP contract between workers and whoever asks them: one module, both sides.
+
+Paths, parameters, headers, media types, limits, and the shape of every answer. A
+``CaptureQuery`` that exists is one that a worker can be asked.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .errors import ParameterError, UsageError
+from .pcap import MAX_SNAPLEN, LinkType, Precision
+from .units import SECONDS, format_duration, parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import NoReturn
+
+__all__ = [
+    "CAPTURE_PATH",
+    "DEFAULT_PORT",
+    "HEALTH_PATH",
+    "HOST_HEADER",
+    "INTERFACES_PATH",
+    "MAX_FILTER_BYTES",
+    "MEDIA_TYPE_PCAP",
+    "MEDIA_TYPE_PCAPNG",
+    "MEDIA_TYPE_PROBLEM",
+    "METRICS_PATH",
+    "STATUS_PATH",
+    "TIME_HEADER",
+    "CaptureQuery",
+    "Health",
+    "InterfaceInfo",
+    "Link",
+    "Memory",
+    "Problem",
+    "Status",
+    "StreamInfo",
+    "StreamState",
+    "Totals",
+    "check_filter",
+    "join_filters",
+]
+
+DEFAULT_PORT = 8475
+
+CAPTURE_PATH = "/capture"
+HEALTH_PATH = "/api/v1/health"
+STATUS_PATH = "/api/v1/status"
+INTERFACES_PATH = "/api/v1/interfaces"
+METRICS_PATH = "/metrics"
+
+HOST_HEADER = "Ddump-Host"
+TIME_HEADER = "Ddump-Time"
+"""Every answer says which host gave it, and when: nanoseconds since the epoch."""
+
+MEDIA_TYPE_PCAP = "application/vnd.tcpdump.pcap"
+MEDIA_TYPE_PCAPNG = "application/x-pcapng"
+MEDIA_TYPE_PROBLEM = "application/problem+json"  # RFC 9457
+
+MAX_FILTER_BYTES = 4096
+MAX_INTERFACES = 64
+_MAX_COUNT = (1 << 63) - 1
+_MAX_DURATION = 366 * 86400 * SECONDS
+# IFNAMSIZ less its NUL; Linux refuses "/" and white space in a name (dev_valid_name).
+_INTERFACE_NAME = re.compile(r"[^\s/\0]{1,15}")
+
+
+class Link(enum.StrEnum):
+    """The link type that a worker is asked for."""
+
+    SLL = "sll"
+    SLL2 = "sll2"
+
+    @property
+    def link_type(self) -> LinkType:
+        """The number in the capture's header."""
+        return LinkType.LINUX_SLL if self is Link.SLL else LinkType.LINUX_SLL2
+
+
+def check_filter(expression: str) -> None:
+    """Refuse what no worker would compile.
+
+    Raises:
+        ParameterError: longer than ``MAX_FILTER_BYTES`` in UTF-8, or with a NUL.
+
+    """
+    if "\0" in expression:
+        raise ParameterError("filter", "holds a NUL character")
+    try:
+        size = len(expression.encode())
+    except UnicodeEncodeError as exc:
+        raise ParameterError("filter", "is not valid UTF-8") from exc
+    if size > MAX_FILTER_BYTES:
+        raise ParameterError(
+            "filter", f"has {size} bytes, the most is {MAX_FILTER_BYTES}"
+        )
+
+
+def join_filters(*expressions: str) -> str:
+    """Return one expression that holds where all of ``expressions`` do; empty ones hold."""
+    given = [expression for expression in expressions if expression.strip()]
+    return given[0] if len(given) == 1 else " and ".join(f"({each})" for each in given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureQuery:
+    """What ``GET /capture`` is asked for.
+
+    ``packets``, ``bytes`` (of packet data), ``duration_ns`` and ``idle_ns`` stop the
+    stream at the first that is reached; ``None`` is no limit.
+    """
+
+    filter: str = ""
+    interfaces: tuple[str, ...] = ()
+    snaplen: int = MAX_SNAPLEN
+    packets: int | None = None
+    bytes: int | None = None
+    duration_ns: int | None = None
+    idle_ns: int | None = None
+    link: Link = Link.SLL
+    precision: Precision = Precision.MICRO
+
+    def __post_init__(self) -> None:
+        check_filter(self.filter)
+        if len(self.interfaces) > MAX_INTERFACES:
+            raise ParameterError("interface", f"is given more than {MAX_INTERFACES} times")
+        for name in self.interfaces:
+            if not _INTERFACE_NAME.fullmatch(name):
+                raise ParameterError("interface", f"{name!r} is not an interface's name")
+        _check_range("snaplen", self.snaplen, MAX_SNAPLEN)
+        _check_range("packets", self.packets, _MAX_COUNT)
+        _check_range("bytes", self.bytes, _MAX_COUNT)
+        _check_range("duration", self.duration_ns, _MAX_DURATION)
+        _check_range("idle", self.idle_ns, _MAX_DURATION)
+
+    @classmethod
+    def parse(cls, pairs: Iterable[tuple[str, str]]) -> CaptureQuery:
+        """Read the decoded pairs of a query string.
+
+        Raises:
+            ParameterError: one that is unknown, repeated or out of range, by name.
+
+        """
+        fields: dict[str, object] = {}
+        interfaces: list[str] = []
+        for name, value in pairs:
+            if name == "interface":
+                interfaces.append(value)
+                continue
+            if name not in _PARAMETERS:
+                raise ParameterError(
+                    _quoted(name),
+                    "unknown parameter",
+                    hint="an & inside a filter is written %26",
+                )
+            field, read = _PARAMETERS[name]
+            if field in fields:
+                raise ParameterError(name, "given more than once")
+            try:
+                fields[field] = read(value)
+            except ValueError as exc:
+                raise ParameterError(name, f"{value!r} is not one of its values") from exc
+            except UsageError as exc:
+                raise ParameterError(name, exc.message, hint=exc.hint) from exc
+        return cls(interfaces=tuple(interfaces), **fields)  # type: ignore[arg-type]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the parameters that differ from the defaults; ``parse`` reads them back."""
+        pairs = [("interface", name) for name in self.interfaces]
+        if self.filter:
+            pairs.append(("filter", self.filter))
+        if self.snaplen != MAX_SNAPLEN:
+            pairs.append(("snaplen", str(self.snaplen)))
+        if self.packets is not None:
+            pairs.append(("packets", str(self.packets)))
+        if self.bytes is not None:
+            pairs.append(("bytes", str(self.bytes)))
+        if self.duration_ns is not None:
+            pairs.append(("duration", format_duration(self.duration_ns)))
+        if self.idle_ns is not None:
+            pairs.append(("idle", format_duration(self.idle_ns)))
+        if self.link is not Link.SLL:
+            pairs.append(("link", self.link.value))
+        if self.precision is not Precision.MICRO:
+            pairs.append(("precision", self.precision.value))
+        return pairs
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= 40 else name[:39] + "…")
+
+
+def _check_range(name: str, value: int | None, most: int) -> None:
+    if value is not None and not 1 <= value <= most:
+        raise ParameterError(name, f"{value} is out of range, it goes from 1 to {most}")
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII):
+        _not_a_number(text)
+    return int(text)
+
+
+def _not_a_number(text: str) -> NoReturn:
+    raise UsageError(f"{text!r} is not a whole number")
+
+
+_PARAMETERS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "filter": ("filter", str),
+    "snaplen": ("snaplen", _count),
+    "packets": ("packets", _count),
+    "bytes": ("bytes", _count),
+    "duration": ("duration_ns", parse_duration),
+    "idle": ("idle_ns", parse_duration),
+    "link": ("link", Link),
+    "precision": ("precision", Precision),
+}
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error as ``application/problem+json`` (RFC 9457).
+
+    ``parameter`` names the request parameter at fault, ``hint`` says what to do.
+    """
+
+    title: str
+    status: int
+    detail: str = ""
+    hint: str = ""
+    parameter: str = ""
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /api/v1/health``."""
+
+    status: str
+    version: str
+
+
+class StreamState(enum.StrEnum):
+    """Where a stream is in its life."""
+
+    OPENING = "opening"
+    RUNNING = "running"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream: what was asked, and what became of it so far.
+
+    ``dropped`` packets were lost by the kernel because this stream's ring was full;
+    ``interface_dropped`` by the network interfaces. ``buffer_bytes`` is the ring that
+    the kernel really granted. Times are nanoseconds since the epoch.
+    """
+
+    id: int
+    client: str
+    state: StreamState
+    filter: str
+    started_ns: int
+    packets: int
+    bytes: int
+    dropped: int
+    interface_dropped: int
+    buffer_bytes: int
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of kernel memory for capture rings: taken, and the most that may be."""
+
+    used_bytes: int
+    limit_bytes: int
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over all streams, ended and running, since the worker started."""
+
+    packets: int
+    bytes: int
+    dropped: int
+    interface_dropped: int
+    streams: int
+    refused: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /api/v1/status``."""
+
+    host: str
+    version: str
+    started_ns: int
+    time_ns: int
+    connections: int
+    max_connections: int
+    max_streams: int
+    memory: Memory
+    totals: Totals
+    states: dict[str, int]
+    streams: list[StreamInfo]
+
+
+class InterfaceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One network interface of ``GET /api/v1/interfaces``."""
+
+    name: str
+    index: int
+    up: bool
+    loopback: bool
+    promiscuous: bool
+    addresses: list[str]

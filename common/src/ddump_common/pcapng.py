@@ -1,0 +1,91 @@
+"""The pcapng blocks that are written once: section header and interface description.
+
+The format is draft-ietf-opsawg-pcapng. Blocks are written in little-endian order;
+enhanced packet blocks, one per packet, are the merge kernel's.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from .pcap import MAX_SNAPLEN, Precision
+
+__all__ = ["InterfaceDescription", "SectionHeader"]
+
+_BYTE_ORDER_MAGIC = 0x1A2B3C4D
+_SECTION_HEADER = 0x0A0D0D0A
+_INTERFACE_DESCRIPTION = 1
+
+_OPT_COMMENT = 1
+_SHB_OS = 3
+_SHB_USERAPPL = 4
+_IF_NAME = 2
+_IF_DESCRIPTION = 3
+_IF_TSRESOL = 9
+_IF_FILTER = 11
+_LONGEST_OPTION = 0xFFFF
+
+
+def _option(code: int, value: bytes) -> bytes:
+    value = value[:_LONGEST_OPTION]
+    return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
+
+
+def _options(options: list[tuple[int, bytes]]) -> bytes:
+    given = [_option(code, value) for code, value in options if value]
+    return b"".join(given) + bytes(4) if given else b""  # opt_endofopt ends the list
+
+
+def _block(kind: int, body: bytes) -> bytes:
+    length = 12 + len(body)
+    return struct.pack("<II", kind, length) + body + struct.pack("<I", length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SectionHeader:
+    """Section Header Block: who wrote the section. Empty texts are left out."""
+
+    application: str = ""
+    operating_system: str = ""
+    comment: str = ""
+
+    def serialize(self) -> bytes:
+        """Return the block; the length of the section is given as unknown."""
+        body = struct.pack("<IHHq", _BYTE_ORDER_MAGIC, 1, 0, -1)
+        return _block(
+            _SECTION_HEADER,
+            body
+            + _options([
+                (_OPT_COMMENT, self.comment.encode()),
+                (_SHB_OS, self.operating_system.encode()),
+                (_SHB_USERAPPL, self.application.encode()),
+            ]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceDescription:
+    """Interface Description Block. ``snaplen`` is in bytes; empty texts are left out."""
+
+    link_type: int
+    name: str = ""
+    description: str = ""
+    filter_expression: str = ""
+    snaplen: int = MAX_SNAPLEN
+    precision: Precision = Precision.NANO
+
+    def serialize(self) -> bytes:
+        """Return the block."""
+        # A filter begins with one byte that says how it is written: 0 is text.
+        expression = self.filter_expression.encode()
+        return _block(
+            _INTERFACE_DESCRIPTION,
+            struct.pack("<HHI", self.link_type, 0, self.snaplen)
+            + _options([
+                (_IF_NAME, self.name.encode()),
+                (_IF_DESCRIPTION, self.description.encode()),
+                (_IF_TSRESOL, bytes([9 if self.precision is Precision.NANO else 6])),
+                (_IF_FILTER, b"\0" + expression if expression else b""),
+            ]),
+        )
