@@ -130,10 +130,14 @@ class CaptureQuery:
     def __post_init__(self) -> None:
         check_filter(self.filter)
         if len(self.interfaces) > MAX_INTERFACES:
-            raise ParameterError("interface", f"is given more than {MAX_INTERFACES} times")
+            raise ParameterError(
+                "interface", f"is given more than {MAX_INTERFACES} times"
+            )
         for name in self.interfaces:
             if not _INTERFACE_NAME.fullmatch(name):
-                raise ParameterError("interface", f"{name!r} is not an interface's name")
+                raise ParameterError(
+                    "interface", f"{name!r} is not an interface's name"
+                )
         _check_range("snaplen", self.snaplen, MAX_SNAPLEN)
         _check_range("packets", self.packets, _MAX_COUNT)
         _check_range("bytes", self.bytes, _MAX_COUNT)
@@ -166,7 +170,9 @@ class CaptureQuery:
             try:
                 fields[field] = read(value)
             except ValueError as exc:
-                raise ParameterError(name, f"{value!r} is not one of its values") from exc
+                raise ParameterError(
+                    name, f"{value!r} is not one of its values"
+                ) from exc
             except UsageError as exc:
                 raise ParameterError(name, exc.message, hint=exc.hint) from exc
         return cls(interfaces=tuple(interfaces), **fields)  # type: ignore[arg-type]

@@ -56,11 +56,13 @@ class SectionHeader:
         return _block(
             _SECTION_HEADER,
             body
-            + _options([
-                (_OPT_COMMENT, self.comment.encode()),
-                (_SHB_OS, self.operating_system.encode()),
-                (_SHB_USERAPPL, self.application.encode()),
-            ]),
+            + _options(
+                [
+                    (_OPT_COMMENT, self.comment.encode()),
+                    (_SHB_OS, self.operating_system.encode()),
+                    (_SHB_USERAPPL, self.application.encode()),
+                ]
+            ),
         )
 
 
@@ -82,10 +84,15 @@ class InterfaceDescription:
         return _block(
             _INTERFACE_DESCRIPTION,
             struct.pack("<HHI", self.link_type, 0, self.snaplen)
-            + _options([
-                (_IF_NAME, self.name.encode()),
-                (_IF_DESCRIPTION, self.description.encode()),
-                (_IF_TSRESOL, bytes([9 if self.precision is Precision.NANO else 6])),
-                (_IF_FILTER, b"\0" + expression if expression else b""),
-            ]),
+            + _options(
+                [
+                    (_IF_NAME, self.name.encode()),
+                    (_IF_DESCRIPTION, self.description.encode()),
+                    (
+                        _IF_TSRESOL,
+                        bytes([9 if self.precision is Precision.NANO else 6]),
+                    ),
+                    (_IF_FILTER, b"\0" + expression if expression else b""),
+                ]
+            ),
         )

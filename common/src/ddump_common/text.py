@@ -16,11 +16,19 @@ def printable(text: str, *, limit: int = 500) -> str:
     """
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(
-        char if char == " " or unicodedata.category(char)[0] not in "CZ" else _escape(char)
+        char
+        if char == " " or unicodedata.category(char)[0] not in "CZ"
+        else _escape(char)
         for char in cut
     )
 
 
 def _escape(char: str) -> str:
     code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )

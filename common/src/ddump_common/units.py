@@ -91,7 +91,9 @@ def parse_duration(text: str) -> int:
 
 
 def _bad_duration(text: str) -> UsageError:
-    return UsageError(f"{text!r} is not a duration", hint="for example 250ms, 5s or 1h30m")
+    return UsageError(
+        f"{text!r} is not a duration", hint="for example 250ms, 5s or 1h30m"
+    )
 
 
 def parse_size(text: str) -> int:
@@ -130,5 +132,9 @@ def format_size(size: int) -> str:
             return f"{size // unit}{name}"
     for unit, name in ((1000**4, "TB"), (1000**3, "GB"), (1000**2, "MB"), (1000, "kB")):
         if size >= unit:
-            return f"{size / unit:.3g}{name}" if size < 999.5 * unit else f"{size / unit:.0f}{name}"
+            return (
+                f"{size / unit:.3g}{name}"
+                if size < 999.5 * unit
+                else f"{size / unit:.0f}{name}"
+            )
     return f"{size}B"

@@ -1,0 +1,58 @@
+# Everything a newcomer and CI run. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_PYTHON_DOWNLOADS := never
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+export UV_LINK_MODE := copy
+KERNELS := $(wildcard */src/*/*.pyx */src/*/*.pxd)
+
+.PHONY: help system sync format lint types test asan fuzz bench demo ci clean
+.DEFAULT_GOAL := help
+
+help: ## List what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+
+system: ## Install the system packages that are missing (needs root for that)
+	@.ci/system
+
+sync: $(VENV)/.ready ## Make .venv with the three distributions and every tool
+
+$(VENV)/.ready: pyproject.toml common/pyproject.toml worker/pyproject.toml merger/pyproject.toml $(KERNELS) | system
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ddump needs Python 3.11 or newer; say which: make PYTHON=python3.12")'
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
+	$(BIN)/uv sync --quiet --inexact --python $(BIN)/python
+	@touch $@
+
+format: sync ## Format the code
+	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
+
+lint: sync ## Check style, spelling and who may import whom
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/lint-imports
+
+types: sync ## Check types, and the kernels' stubs against the kernels
+	$(BIN)/mypy && $(BIN)/python -m mypy.stubtest ddump_worker._pcap ddump_merger._merge
+
+test: sync ## Run the tests, on real traffic (needs root)
+	@.ci/privileges "make test"
+	$(BIN)/pytest $(ARGS)
+
+asan: sync ## Run the tests of the kernels under AddressSanitizer
+	tests/fuzz/asan.sh
+
+fuzz: sync ## Feed the kernels hostile bytes for SECONDS under AddressSanitizer
+	tests/fuzz/fuzz.sh $(or $(SECONDS),60)
+
+bench: sync ## Measure against tcpdump, mergecap, tcpslice and curl, side by side
+	@.ci/privileges "make bench"
+	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit; done
+
+demo: sync ## Show the tool working: two workers, traffic, one merged capture
+	@.ci/privileges "make demo"
+	@$(BIN)/python tests/system/demo.py
+
+ci: lint types test ## What .ci/run runs
+
+clean: ## Remove what was built
+	rm -rf $(VENV) */build */src/*.egg-info */src/*/*.so */src/*/_pcap.c */src/*/_merge.c
