@@ -1,0 +1,50 @@
+"""The tables of options in the READMEs, made from the programs' own ``--help``.
+
+Run it to write them anew: ``python tests/support/options.py``. A test compares.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from ddump_merger.cli import command as ddump
+from ddump_worker.cli import command as ddump_worker
+
+ROOT = Path(__file__).parents[2]
+TABLES = {
+    ROOT / "README.rst": {"ddump": ddump, "ddump-worker": ddump_worker},
+    ROOT / "merger/README.rst": {"ddump": ddump},
+    ROOT / "worker/README.rst": {"ddump-worker": ddump_worker},
+}
+
+
+def table(program: str, command: click.Command) -> str:
+    """Return the options of ``command`` as an RST table."""
+    rows = [f".. list-table:: ``{program}``", "   :widths: 35 65", ""]
+    with click.Context(command, info_name=program) as context:
+        for parameter in command.get_params(context):
+            record = parameter.get_help_record(context)
+            if record is not None:
+                names, text = record
+                text = re.sub(r"\s+", " ", text).replace("*", r"\*").replace("|", r"\|")
+                rows += [f"   * - ``{names}``", f"     - {text}"]
+    return "\n".join([*rows, ""])
+
+
+def replaced(text: str, program: str, command: click.Command) -> str:
+    """Return ``text`` with the table of ``program`` in the place that is marked for it."""
+    begin, end = (f".. options of {program}: {word}\n" for word in ("begin", "end"))
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{table(program, command)}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    for path, programs in TABLES.items():
+        text = path.read_text()
+        for program, command in programs.items():
+            text = replaced(text, program, command)
+        path.write_text(text)
