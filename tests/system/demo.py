@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
-import re
-import select
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.namespaces import network
+from support.programs import DDUMP, await_streams, started, worker
 
 FILTER = "icmp or udp port 53"
 SECONDS = 6
-START_TIMEOUT = 8
 # A question for the address of www.example.org (RFC 1035, section 4).
 QUESTION = bytes.fromhex("0001 0100 0001 0000 0000 0000") + (
     b"\x03www\x07example\x03org\0\0\1\0\1"
@@ -37,53 +30,11 @@ ANSWER = (
     + QUESTION[12:]
     + bytes.fromhex("c00c 0001 0001 0000003c 0004 c0000207")
 )
-PROGRAMS = Path(sys.executable).parent
 
 
 def say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def started(command: list[str], **options):
-    """Run ``command``; at the end let it finish, or stop it, and reap it."""
-    process = subprocess.Popen(command, **options)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(6)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-
-
-@contextlib.contextmanager
-def worker(listen: str, *options: str, host=None):
-    """Start a worker, wait until it says where it listens, and yield its URL."""
-    command = [str(PROGRAMS / "ddump-worker"), "--listen", listen, *options]
-    if host is not None:
-        command = host.command(*command)
-    with started(command, stderr=subprocess.PIPE, text=True) as process:
-        told = ""
-        deadline = time.monotonic() + START_TIMEOUT
-        while select.select([process.stderr], [], [], deadline - time.monotonic())[0]:
-            line = process.stderr.readline()
-            told += line
-            if match := re.search(r"listening on (http://\S+)", line):
-                # Nothing may ever wait because nobody reads what the worker says.
-                threading.Thread(target=process.stderr.read, daemon=True).start()
-                yield match[1]
-                return
-            if not line:
-                break
-        sys.exit(f"the worker did not start:\n{told}")
 
 
 def free_port() -> int:
@@ -92,21 +43,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def await_streams(workers: list[str]) -> None:
-    """Wait until each of ``workers`` has one stream running."""
-    deadline = time.monotonic() + START_TIMEOUT
-    for url in workers:
-        while time.monotonic() < deadline:
-            with urllib.request.urlopen(f"{url}/api/v1/status", timeout=2) as answer:  # noqa: S310 (ours)
-                if json.load(answer)["states"].get("running"):
-                    break
-            time.sleep(0.05)
-
-
 def merged(targets: list[str], traffic, *, prefix: list[str]) -> None:
     """Run ``ddump TARGETS | tcpdump`` while ``traffic`` runs, until the duration ends."""
     command = [
-        *prefix, str(PROGRAMS / "ddump"), "--duration", f"{SECONDS}s",
+        *prefix, DDUMP, "--duration", f"{SECONDS}s",
         "-f", FILTER, *targets,
     ]  # fmt: skip
     shown = " ".join(["ddump", "-f", repr(FILTER), *targets])
@@ -131,7 +71,6 @@ def with_namespaces() -> None:
             stack.enter_context(
                 worker(
                     f"{host.address}:8475",
-                    "--allow-anonymous",
                     "--allow-plaintext",
                     host=host,
                 )
@@ -177,7 +116,6 @@ def with_loopback() -> None:
             stack.enter_context(
                 worker(
                     f"127.0.0.1:{own}",
-                    "--allow-anonymous",
                     "--exclude",
                     f"tcp port {other}",
                 )

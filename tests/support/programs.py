@@ -1,0 +1,100 @@
+"""Our two programs as processes: started, awaited, stopped by their own pid."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.namespaces import Host
+
+BIN = Path(sys.executable).parent
+DDUMP = str(BIN / "ddump")
+DDUMP_WORKER = str(BIN / "ddump-worker")
+START_SECONDS = 8
+STOP_SECONDS = 6
+
+
+@contextlib.contextmanager
+def started(command: list[str], **options) -> Iterator[subprocess.Popen]:
+    """Run ``command``; at the end stop it if it still runs, and reap it."""
+    process = subprocess.Popen(command, **options)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+@contextlib.contextmanager
+def worker(listen: str, *options: str, host: Host | None = None) -> Iterator[str]:
+    """Start a worker, wait until it says where it listens, and yield its URL.
+
+    What it says later is read and must not hold a traceback.
+    """
+    command = [DDUMP_WORKER, "--listen", listen, "--allow-anonymous", *options]
+    if host is not None:
+        command = host.command(*command)
+    said: list[str] = []
+    with started(command, stderr=subprocess.PIPE, text=True) as process:
+        url = _await_listening(process, said)
+        reader = threading.Thread(target=lambda: said.extend(process.stderr))
+        reader.start()
+        try:
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            reader.join(STOP_SECONDS + 2)
+    assert "Traceback" not in "".join(said), "".join(said)
+    assert process.returncode == 0, "".join(said)
+
+
+def _await_listening(process: subprocess.Popen, said: list[str]) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while select.select([process.stderr], [], [], max(0, deadline - time.monotonic()))[
+        0
+    ]:
+        line = process.stderr.readline()
+        said.append(line)
+        if match := re.search(r"listening on (http://\S+)", line):
+            return match[1]
+        if not line:
+            break
+    raise RuntimeError(f"the worker did not start:\n{''.join(said)}")
+
+
+def status(url: str) -> dict:
+    """Return what a worker says of itself."""
+    with urllib.request.urlopen(f"{url}/api/v1/status", timeout=5) as answer:  # noqa: S310
+        return json.load(answer)
+
+
+def await_streams(urls: list[str], running: int = 1) -> None:
+    """Wait until each worker of ``urls`` has ``running`` streams."""
+    deadline = time.monotonic() + START_SECONDS
+    for url in urls:
+        while status(url)["states"].get("running", 0) != running:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{url} has not {running} streams: {status(url)}")
+            time.sleep(0.02)  # the worker tells nobody by itself: ask again
