@@ -1,0 +1,65 @@
+"""The public vocabulary as a caller uses it. Only type-checked, never run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from ssl import SSLContext
+
+from ddump_common import (
+    MAX_SNAPLEN,
+    CaptureQuery,
+    FormatError,
+    InterfaceDescription,
+    Link,
+    LinkType,
+    PcapHeader,
+    Precision,
+    SectionHeader,
+    client_context,
+    join_filters,
+    parse_duration,
+    parse_size,
+    printable,
+)
+from ddump_merger._merge import Merge
+
+
+def query() -> list[tuple[str, str]]:
+    asked = CaptureQuery(
+        filter=join_filters("icmp", "host 10.0.0.5"),
+        interfaces=("eth0",),
+        snaplen=MAX_SNAPLEN,
+        bytes=parse_size("2GB"),
+        duration_ns=parse_duration("1h30m"),
+        link=Link.SLL2,
+        precision=Precision.NANO,
+    )
+    return CaptureQuery.parse(asked.pairs()).pairs()
+
+
+def headers() -> bytes:
+    header: PcapHeader = PcapHeader.parse(
+        PcapHeader(link_type=LinkType.LINUX_SLL).serialize()
+    )
+    block = InterfaceDescription(link_type=header.link_type, name="web1")
+    return SectionHeader(application="mine").serialize() + block.serialize()
+
+
+def merged(captures: list[bytes]) -> bytes:
+    merge = Merge(len(captures), disorder_ns=0)
+    merge.start(LinkType.LINUX_SLL)
+    for number, capture in enumerate(captures):
+        try:
+            merge.receive_data(number, capture)
+            merge.receive_eof(number)
+        except FormatError as exc:
+            offset: int = exc.offset
+            raise ValueError(printable(f"{exc.message} {offset}")) from exc
+    parts: list[bytes] = []
+    while part := merge.data_to_send():
+        parts.append(part)
+    return b"".join(parts)
+
+
+def context() -> SSLContext:
+    return client_context(ca=Path("ca.pem"))
