@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from ssl import SSLContext
+from typing import TYPE_CHECKING
 
 from ddump_common import (
     MAX_SNAPLEN,
@@ -22,6 +22,9 @@ from ddump_common import (
     printable,
 )
 from ddump_merger._merge import Merge
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 
 def query() -> list[tuple[str, str]]:
