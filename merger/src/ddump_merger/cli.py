@@ -1,0 +1,389 @@
+"""The command line: options to a ``Config``, errors to one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ddump_common.api import Link
+from ddump_common.errors import DdumpError, ExitCode, UsageError
+from ddump_common.pcap import MAX_SNAPLEN, Precision
+from ddump_common.text import printable
+from ddump_common.units import format_duration, format_size, parse_duration, parse_size
+
+from . import __version__
+from . import config as defaults
+from .config import Config, TlsFiles
+from .credentials import Keyring
+from .target import (
+    QueryOptions,
+    Target,
+    parse_target,
+    read_targets_file,
+    unique_names,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+__all__ = ["main", "merge_command", "status_command"]
+
+_EPILOG = """\b
+Exit status:
+  0  all as asked; also after an interrupt, and when the output's reader has gone
+  1  failure
+  2  wrong usage
+  3  no target could be opened
+  4  the output is good, but a target is missing or was cut short
+  5  the output cannot be written
+
+"ddump status TARGET..." asks workers for their state: ddump status --help.
+"""
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+
+class _Parsed(click.ParamType[int]):
+    """An option's value that the common grammar reads."""
+
+    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return self._parse(str(value))
+        except UsageError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+_DURATION = _Parsed("duration", parse_duration)
+_SIZE = _Parsed("size", parse_size)
+_FILE = click.Path(path_type=Path)
+
+
+def _options(
+    *options: Callable[[_Command], _Command],
+) -> Callable[[_Command], _Command]:
+    """Return one decorator for several, in the order of ``--help``."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_TARGET_OPTIONS = _options(
+    click.argument("words", metavar="TARGET...", nargs=-1),
+    click.option(
+        "-T", "--targets", "files", metavar="FILE", type=_FILE, multiple=True,
+        help="Read targets from FILE, one a line; # begins a comment. Repeatable.",
+    ),
+)  # fmt: skip
+
+_CONNECTION_OPTIONS = _options(
+    click.option(
+        "--ca", "-ca", metavar="FILE", type=_FILE,
+        help="Trust the authorities in FILE instead of the system's.",
+    ),
+    click.option(
+        "--cert", "-cert", metavar="FILE", type=_FILE,
+        help="The certificate to show to workers that ask for one.",
+    ),
+    click.option(
+        "--key", "-key", metavar="FILE", type=_FILE,
+        help="Its private key, when it is not in the same file.",
+    ),
+    click.option(
+        "--user", metavar="NAME", envvar="DDUMP_USER",
+        help="Log in as NAME [env DDUMP_USER]; the password comes from DDUMP_PASSWORD, "
+        "--password-file or netrc.",
+    ),
+    click.option(
+        "--password-file", metavar="FILE", type=_FILE,
+        help="The first line of FILE is the password.",
+    ),
+    click.option(
+        "--token-file", metavar="FILE", type=_FILE,
+        help="The first line of FILE is a bearer token, for targets without a user.",
+    ),
+    click.option(
+        "--connect-timeout", metavar="TIME", type=_DURATION,
+        default=format_duration(defaults.CONNECT_TIMEOUT_NS), show_default=True,
+        help="How long a target may take to answer.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+    click.option("-v", "--verbose", count=True, help="Say more; twice: everything."),
+)  # fmt: skip
+
+
+@click.command("ddump", epilog=_EPILOG, context_settings=_CONTEXT)
+@_TARGET_OPTIONS
+@click.option(
+    "-f",
+    "--filter",
+    "expression",
+    metavar="EXPRESSION",
+    default="",
+    help="What to capture, as tcpdump has it; joined with a filter in a URL by 'and'.",
+)
+@click.option(
+    "-i",
+    "--interface",
+    "interfaces",
+    metavar="NAME",
+    multiple=True,
+    help="Only what crosses this interface. Repeatable.",
+)
+@click.option(
+    "-s",
+    "--snaplen",
+    metavar="BYTES",
+    type=click.IntRange(1, MAX_SNAPLEN),
+    help="Bytes to keep of each packet.",
+)
+@click.option(
+    "-c",
+    "--count",
+    metavar="N",
+    type=click.IntRange(1, (1 << 63) - 1),
+    default=None,
+    help="Stop all after N packets came out.",
+)
+@click.option("--duration", metavar="TIME", type=_DURATION, help="How long to capture.")
+@click.option(
+    "-w",
+    "--write",
+    metavar="FILE",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Write to FILE instead of standard output.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["pcap", "pcapng"]),
+    default="pcap",
+    show_default=True,
+    help="Of the output; pcapng names the target of each packet.",
+)
+@click.option(
+    "--link",
+    type=click.Choice([link.value for link in Link]),
+    help="Link type of cooked captures; sll2 has the interface of each packet. "
+    "[default: sll]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice([precision.value for precision in Precision]),
+    help="Of timestamps. [default: micro, or nano when a file may be finer]",
+)
+@click.option(
+    "--hold",
+    metavar="TIME",
+    type=_DURATION,
+    default=format_duration(defaults.HOLD_NS),
+    show_default=True,
+    help="How long a silent worker may hold the others back.",
+)
+@click.option(
+    "--disorder",
+    metavar="TIME",
+    type=_DURATION,
+    default=format_duration(defaults.DISORDER_NS),
+    show_default=True,
+    help="How far out of order the packets of one target may be.",
+)
+@click.option(
+    "--buffer",
+    metavar="SIZE",
+    type=_SIZE,
+    default=format_size(defaults.BUFFER_BYTES),
+    show_default=True,
+    help="Memory for the packets that one target may hold.",
+)
+@click.option(
+    "--timeout",
+    metavar="TIME",
+    type=_DURATION,
+    default=format_duration(defaults.TIMEOUT_NS),
+    show_default=True,
+    help="How long standard input or a pipe may be silent.",
+)
+@_CONNECTION_OPTIONS
+@click.version_option(__version__, prog_name="ddump")
+@click.pass_context
+def merge_command(context: click.Context, /, **_: object) -> ExitCode:
+    r"""Merge the captures of all targets by time into one.
+
+    A TARGET is [LABEL=]http(s)://[USER[:PASSWORD]@]HOST[:8475][/PATH][?filter=...],
+    a capture file, or - for standard input. The capture goes to standard output:
+
+    \b
+        ddump 'http://web1?filter=icmp' 'http://web2' | tcpdump -nr-
+        ddump -f 'port 53' -T prod.targets -w dns.pcap
+        ddump old.pcap new.pcapng | tcpdump -nr-
+    """
+    options = context.params
+    _configure_logging(quiet=options["quiet"], verbose=options["verbose"])
+    link = Link(options["link"]) if options["link"] else None
+    precision = Precision(options["precision"]) if options["precision"] else None
+    query = QueryOptions(
+        filter=options["expression"],
+        interfaces=options["interfaces"],
+        snaplen=options["snaplen"],
+        duration_ns=options["duration"],
+        link=link,
+        precision=precision,
+    )
+    output = options["write"]
+    config = Config(
+        targets=_targets(options, query),
+        output=None if output is None or str(output) == "-" else output,
+        pcapng=options["format_"] == "pcapng",
+        link=link,
+        precision=precision,
+        count=options["count"] or 0,
+        duration_ns=options["duration"],
+        hold_ns=options["hold"],
+        disorder_ns=options["disorder"],
+        buffer_bytes=options["buffer"],
+        timeout_ns=options["timeout"],
+        connect_timeout_ns=options["connect_timeout"],
+        tls=_tls_files(options),
+        quiet=options["quiet"],
+    )
+    from .job import run_job
+
+    return run_job(config)
+
+
+@click.command("ddump status", epilog=_EPILOG, context_settings=_CONTEXT)
+@_TARGET_OPTIONS
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_CONNECTION_OPTIONS
+@click.pass_context
+def status_command(context: click.Context, /, **_: object) -> ExitCode:
+    """Ask every worker for its state: streams, packets, drops, memory."""
+    options = context.params
+    _configure_logging(quiet=options["quiet"], verbose=options["verbose"])
+    targets = _targets(options, QueryOptions())
+    from .status import show_status
+
+    return show_status(
+        targets,
+        tls=_tls_files(options),
+        connect_timeout_ns=options["connect_timeout"],
+        as_json=options["as_json"],
+    )
+
+
+def _targets(options: dict[str, Any], query: QueryOptions) -> tuple[Target, ...]:
+    """Return what the command line and the files of targets name."""
+    keyring = _keyring(options)
+    targets = [parse_target(word, query, keyring) for word in options["words"]]
+    for path in options["files"]:
+        for where, text in read_targets_file(path):
+            try:
+                targets.append(parse_target(text, query, keyring))
+            except UsageError as exc:
+                raise UsageError(f"{where}: {exc.message}", hint=exc.hint) from None
+    return tuple(unique_names(targets))
+
+
+def _keyring(options: dict[str, Any]) -> Keyring:
+    """Return the credentials for all targets; a word on the line beats the environment.
+
+    Raises:
+        UsageError: both a user and a token are given on the line.
+
+    """
+    user, token_file = options["user"], options["token_file"]
+    if user is not None and token_file is not None:
+        source = click.get_current_context().get_parameter_source("user")
+        if source is not click.core.ParameterSource.ENVIRONMENT:
+            raise UsageError("--user and --token-file are both given", hint="give one")
+        user = None
+    return Keyring.open(
+        user=user, password_file=options["password_file"], token_file=token_file
+    )
+
+
+def _tls_files(options: dict[str, Any]) -> TlsFiles:
+    return TlsFiles(ca=options["ca"], cert=options["cert"], key=options["key"])
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever standard error is now: the live table redirects it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, safe for a terminal."""
+        click.echo(printable(f"ddump: {self.format(record)}", limit=2000), err=True)
+
+
+def _configure_logging(*, quiet: bool, verbose: int) -> None:
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()], force=True)
+    logging.getLogger(__package__).setLevel(logging.ERROR if quiet else level)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names, and return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = merge_command
+    if words[:1] == ["status"]:
+        command, words = status_command, words[1:]
+    return run(
+        lambda: command.main(words, prog_name=command.name, standalone_mode=False)
+    )
+
+
+def run(command: Callable[[], int]) -> int:
+    """Call ``command``; say each of its errors in one line, and return the worst code.
+
+    What nobody foresaw goes on, with its traceback.
+    """
+    try:
+        return command()
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except (DdumpError, BrokenPipeError) as exc:
+        return _say((exc,))
+    except BaseExceptionGroup as group:
+        _, unforeseen = group.split((DdumpError, BrokenPipeError))
+        if unforeseen is not None:
+            raise
+        return _say(_leaves(group))
+
+
+def _say(errors: Iterable[BaseException]) -> int:
+    """Report every error, but for a reader that went away, which is none."""
+    code = ExitCode.OK
+    for error in errors:
+        if isinstance(error, DdumpError):
+            line = printable(f"ddump: {error}", limit=2000)
+            click.echo(line, err=True)
+            code = max(code, error.exit_code)
+    return code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _leaves(each)
+        else:
+            yield each

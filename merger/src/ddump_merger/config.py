@@ -1,0 +1,84 @@
+"""What one run is asked to do: parsed and checked at the edge, then only read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ddump_common.errors import UsageError
+from ddump_common.units import MEBIBYTES, MILLISECONDS, SECONDS
+
+from .target import FileTarget, HttpTarget, Target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ddump_common.api import Link
+    from ddump_common.pcap import Precision
+
+__all__ = ["Config", "TlsFiles"]
+
+# An interface's ring is read per CPU, and a host's clock serves all of them: captures
+# of "any" on two CPUs were 0.2 to 9 ms out of order.
+DISORDER_NS = 50 * MILLISECONDS
+# Longer than a worker's batches (50 ms) and a slow network's stalls, shorter than what
+# annoys someone who watches.
+HOLD_NS = SECONDS
+# A second of 100,000 packets of 600 bytes.
+BUFFER_BYTES = 64 * MEBIBYTES
+TIMEOUT_NS = 30 * SECONDS
+CONNECT_TIMEOUT_NS = 10 * SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files: the authorities to trust, the client's certificate and its key."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One run of the merge.
+
+    ``output`` is ``None`` for standard output, ``link`` and ``precision`` are ``None``
+    when they follow from the targets, ``count`` 0 is no limit.
+    """
+
+    targets: tuple[Target, ...]
+    output: Path | None = None
+    pcapng: bool = False
+    link: Link | None = None
+    precision: Precision | None = None
+    count: int = 0
+    duration_ns: int | None = None
+    hold_ns: int = HOLD_NS
+    disorder_ns: int = DISORDER_NS
+    buffer_bytes: int = BUFFER_BYTES
+    timeout_ns: int = TIMEOUT_NS
+    connect_timeout_ns: int = CONNECT_TIMEOUT_NS
+    tls: TlsFiles = field(default_factory=TlsFiles)
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UsageError("no target", hint="ddump --help shows what a target is")
+        if (
+            sum(isinstance(t, FileTarget) and t.is_standard_input for t in self.targets)
+            > 1
+        ):
+            raise UsageError("standard input can be only one of the targets")
+        if self.duration_ns is not None and not self.http_targets:
+            raise UsageError("--duration is for workers: a file ends by itself")
+
+    @property
+    def http_targets(self) -> list[HttpTarget]:
+        """The targets that are asked over HTTP."""
+        return [target for target in self.targets if isinstance(target, HttpTarget)]
+
+    @property
+    def file_targets(self) -> list[FileTarget]:
+        """The targets that are files, pipes or standard input."""
+        return [target for target in self.targets if isinstance(target, FileTarget)]

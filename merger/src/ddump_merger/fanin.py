@@ -1,0 +1,344 @@
+"""Brings all targets' bytes to the merge and its records to the sink.
+
+One task per target reads, one moves records on. A worker's stream is read as it
+comes, a file when the merge waits for it. While the sink is full nothing is read, and
+the senders are held by TCP. The merge is never waited for by polling: bytes, ends and
+the clock wake the task that drains it.
+
+The clock moves only streams, which deliver what happens now: one that was silent for
+``hold`` cannot hold the others back by more than that. While the sink is full, or this
+process slept, silence means nothing, and counts from anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ddump_common.api import Link
+from ddump_common.errors import (
+    BrokenStreamError,
+    CorruptError,
+    DdumpError,
+    PeerError,
+    TruncatedError,
+)
+from ddump_common.units import SECONDS
+
+from .header import choose_link_type, fits, link_type_name
+from .lane import Lane, LaneState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ._merge import Merge
+    from .config import Config
+    from .header import OutputHeader
+    from .sink import Sink
+
+__all__ = ["Fanin"]
+
+logger = logging.getLogger(__name__)
+
+# How often silent streams are moved while the merge holds packets back, as a part of
+# ``hold``, and between which bounds in seconds: what it costs in lateness.
+_TICKS_PER_HOLD = 10
+_SHORTEST_TICK = 0.010
+_LONGEST_TICK = 0.100
+
+# A worker ends a stream of a given duration itself. One that does not know the
+# parameter is ended this much later, in seconds, so that no packet is cut off.
+_DURATION_GRACE = 2.0
+
+
+class Fanin:
+    """Drives one ``Merge`` from its inputs to its output."""
+
+    def __init__(
+        self,
+        config: Config,
+        merge: Merge,
+        lanes: Sequence[Lane],
+        sink: Sink,
+        header: OutputHeader,
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._config = config
+        self._merge = merge
+        self._lanes = lanes
+        self._sink = sink
+        self._header = header
+        self._clock_ns = clock_ns
+        self._loop = asyncio.get_running_loop()
+        self._hold = config.hold_ns / SECONDS
+        self._tick = min(
+            max(self._hold / _TICKS_PER_HOLD, _SHORTEST_TICK), _LONGEST_TICK
+        )
+        self._wake = asyncio.Event()
+        self._flow = asyncio.Event()
+        self._flow.set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._interrupted = False
+        self._stopping = False
+        self._readers: list[asyncio.Task[None]] = []
+        self._header_written = False
+        # Workers send cooked captures: when there is one, nothing is left to decide.
+        self._link_type: int | None = None
+        if config.http_targets:
+            self._start((config.link or Link.SLL).link_type)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether ``interrupt`` was called."""
+        return self._interrupted
+
+    def interrupt(self) -> None:
+        """Read no more; what has arrived still goes out, in order. Idempotent."""
+        self._interrupted = True
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for reader in self._readers:
+            reader.cancel()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Merge until all targets have ended or enough packets went out.
+
+        Cancelling it closes all sources and leaves the sink with what it was given.
+
+        Raises:
+            BrokenPipeError, OutputError: as the sink's, in a group.
+
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(self._sink.failed(), name="sink")
+                self._readers = [
+                    tasks.create_task(self._read(lane), name=f"read {lane.name}")
+                    for lane in self._lanes
+                ]
+                if self._stopping:
+                    self._stop()
+                await self._drain()
+                self._stop()
+                watch.cancel()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    # Input
+
+    async def _read(self, lane: Lane) -> None:
+        """Read one target to its end, and tell the merge."""
+        try:
+            await lane.source.open()
+            lane.state = LaneState.OPEN
+            lane.heard = self._loop.time()
+            logger.info("%s: opened", lane.name)
+            await (self._read_stream(lane) if lane.live else self._read_file(lane))
+            self._merge.receive_eof(lane.index)
+            if not lane.has_header:
+                raise BrokenStreamError("ended before the header of a capture")
+        except DdumpError as exc:
+            self._fail(lane, exc)
+        except asyncio.CancelledError:
+            if self._stopping:
+                self._take_arrived(lane)
+            raise
+        finally:
+            self._end(lane)
+
+    async def _read_stream(self, lane: Lane) -> None:
+        duration = self._config.duration_ns
+        limit = None if duration is None else duration / SECONDS + _DURATION_GRACE
+        try:
+            async with asyncio.timeout(limit):
+                while data := await lane.source.read():
+                    lane.heard = self._loop.time()
+                    self._receive(lane, data)
+                    if not self._flow.is_set():
+                        await self._flow.wait()
+        except TimeoutError:
+            self._take_arrived(lane)
+
+    async def _read_file(self, lane: Lane) -> None:
+        while data := await lane.source.read():
+            lane.wanted.clear()
+            self._receive(lane, data)
+            await lane.wanted.wait()
+
+    def _receive(self, lane: Lane, data: bytes) -> None:
+        """Hand bytes to the merge.
+
+        Raises:
+            FormatError: they are no capture, or cannot become the output's link type.
+        """
+        self._merge.receive_data(lane.index, data)
+        if not lane.has_header:
+            self._check_header(lane)
+        if self._timer is None:
+            self._arm()
+        self._wake.set()
+
+    def _check_header(self, lane: Lane) -> None:
+        link_type = self._merge.link_type(lane.index)
+        if link_type is not None:
+            lane.has_header = True
+        elif self._merge.buffered(lane.index) > self._config.buffer_bytes:
+            raise CorruptError("the header does not end", offset=0)
+
+    def _refuse(self, lane: Lane, link_type: int, output: int) -> None:
+        """Take a target out of the merge, with all it brought."""
+        self._merge.refuse(lane.index)
+        lane.has_header = False
+        names = f"{link_type_name(link_type)}, the output {link_type_name(output)}"
+        self._fail(lane, PeerError(f"its packets have {names}: they cannot be mixed"))
+        self._readers[lane.index].cancel()
+
+    def _take_arrived(self, lane: Lane) -> None:
+        """Hand over what has come and was not read: it is not to be lost."""
+        try:
+            while lane.error is None and (data := lane.source.arrived()):
+                self._receive(lane, data)
+        except DdumpError as exc:
+            self._fail(lane, exc)
+
+    def _end(self, lane: Lane) -> None:
+        """Close the source; the merge waits for it no more. Idempotent."""
+        with suppress(TruncatedError):  # said already, or our own doing
+            self._merge.receive_eof(lane.index)
+        lane.source.close()
+        lane.state = LaneState.ENDED
+        self._wake.set()
+
+    def _fail(self, lane: Lane, error: DdumpError) -> None:
+        """Keep the first reason why a target is missing or cut short, and say it."""
+        if lane.error is None:
+            lane.error = error
+            logger.error("%s: %s", lane.name, error)
+
+    # Output
+
+    async def _drain(self) -> None:
+        """Move records from the merge to the sink until nothing comes any more."""
+        while True:
+            self._wake.clear()
+            if self._begin():
+                while data := self._merge.data_to_send():
+                    await self._put(data)
+            if self._finished():
+                return
+            if not self._wake.is_set():
+                self._want()
+                await self._wake.wait()
+
+    def _begin(self) -> bool:
+        """Write the header once it is known; return whether packets may follow."""
+        if self._header_written:
+            return True
+        if self._link_type is None:
+            self._decide_link_type()
+        if self._link_type is None:
+            return False
+        # One who interrupts before the first packet still gets a valid capture.
+        if not (self._stopping or any(lane.has_header for lane in self._lanes)):
+            return False
+        self._sink.put(self._header.serialize(self._link_type))
+        self._header_written = True
+        return True
+
+    def _decide_link_type(self) -> None:
+        """Fix the output's link type when all files have shown theirs."""
+        if not all(lane.has_header or lane.ended for lane in self._lanes):
+            return
+        types = {
+            lane.index: link_type
+            for lane in self._lanes
+            if lane.has_header
+            and (link_type := self._merge.link_type(lane.index)) is not None
+        }
+        if not types:
+            return
+        output = choose_link_type(self._config.link, list(types.values()))
+        for index, link_type in types.items():
+            if not fits(link_type, output):
+                self._refuse(self._lanes[index], link_type, output)
+        self._start(output)
+
+    def _start(self, link_type: int) -> None:
+        self._link_type = link_type
+        self._merge.start(link_type)
+
+    def _finished(self) -> bool:
+        if all(lane.ended for lane in self._lanes):
+            return True
+        return self._header_written and self._merge.done
+
+    def _want(self) -> None:
+        """Ask for the bytes that the merge waits for, if they are a file's."""
+        if self._link_type is None:
+            for lane in self._lanes:
+                if not lane.has_header:
+                    lane.wanted.set()
+            return
+        index = self._merge.lagging()
+        if index >= 0:
+            self._lanes[index].wanted.set()
+
+    async def _put(self, data: bytes) -> None:
+        """Give data to the sink; while that is full, nobody reads."""
+        self._sink.put(data)
+        if not self._sink.full:
+            return
+        self._flow.clear()
+        try:
+            await self._sink.room()
+        finally:
+            self._flow.set()
+            self._restart_silence()
+
+    # The clock
+
+    def _arm(self) -> None:
+        """Come back when the first stream has been silent for long enough."""
+        silent_at = [lane.heard + self._hold for lane in self._movable()]
+        if silent_at:
+            self._timer_due = max(min(silent_at), self._loop.time() + self._tick)
+            self._timer = self._loop.call_at(self._timer_due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """Move the silent streams; come again while anything is held back."""
+        self._timer = None
+        now = self._loop.time()
+        if not self._flow.is_set() or now - self._timer_due > self._hold / 2:
+            self._restart_silence()  # it was us who did not listen
+        moved_to = self._clock_ns() - self._config.hold_ns
+        for lane in self._movable():
+            if now - lane.heard >= self._hold:
+                self._merge.advance(lane.index, moved_to)
+                self._wake.set()
+        if any(self._merge.buffered(lane.index) for lane in self._lanes):
+            self._arm()
+
+    def _movable(self) -> list[Lane]:
+        """Return the streams that the clock may move.
+
+        One that is still connecting holds back files, which are there whole, but no
+        stream that flows.
+        """
+        live = [lane for lane in self._lanes if lane.live and not lane.ended]
+        flowing = [lane for lane in live if lane.state is LaneState.OPEN]
+        has_files = len(self._config.file_targets) > 0
+        return flowing if has_files and not flowing else live
+
+    def _restart_silence(self) -> None:
+        now = self._loop.time()
+        for lane in self._lanes:
+            lane.heard = now

@@ -1,0 +1,220 @@
+"""One run of the merge, wired: targets, merge, output, signals, what is shown.
+
+Parts that only some runs need, the HTTP library and the live table, are imported when
+they are: a merge of files starts in a third of the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddump_common.errors import ExitCode, UsageError
+from ddump_common.pcap import Precision
+from ddump_common.tls import client_context
+
+from ._merge import Merge
+from .fanin import Fanin
+from .header import OutputHeader, is_micro
+from .lane import Lane
+from .output import Output
+from .sink import Sink
+from .source import FileReader, FileSource
+from .summary import exit_code, summary_lines
+from .target import HttpTarget
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from .config import Config
+    from .progress import Progress
+    from .source import Source
+    from .target import FileTarget
+
+# Read from files at a time, all together and for each: large enough that what a read
+# costs does not count, small enough for hundreds of files.
+_CHUNKS_BYTES = 16 << 20
+_LEAST_CHUNK_BYTES = 64 << 10
+_MOST_CHUNK_BYTES = 1 << 20
+
+# Names are looked up on threads; the event loop's four would queue behind dead servers.
+_MOST_LOOKUPS = 64
+
+# What the process itself needs of descriptors, beside its targets.
+_SPARE_DESCRIPTORS = 64
+
+
+def run_job(config: Config) -> ExitCode:
+    """Merge as ``config`` says and return the exit code.
+
+    Raises:
+        DdumpError: nothing could be begun.
+        BaseExceptionGroup: the output failed under way.
+
+    """
+    precision = config.precision or _finest_precision(config)
+    _raise_descriptor_limit(len(config.targets) * 2 + _SPARE_DESCRIPTORS)
+    context = (
+        client_context(ca=config.tls.ca, cert=config.tls.cert, key=config.tls.key)
+        if any(target.scheme == "https" for target in config.http_targets)
+        else None
+    )
+    output = Output(config.output)
+    _check_not_input(config, output)
+    with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+        return runner.run(_run(config, output, precision, context))
+
+
+async def _run(
+    config: Config, output: Output, precision: Precision, context: ssl.SSLContext | None
+) -> ExitCode:
+    async with AsyncExitStack() as stack:
+        merge = Merge(
+            len(config.targets),
+            disorder_ns=config.disorder_ns,
+            pcapng=config.pcapng,
+            nano=precision is Precision.NANO,
+            max_packets=config.count,
+        )
+        lanes = await _open_lanes(config, merge, context, stack)
+        sink = Sink(output)
+        header = OutputHeader(
+            targets=config.targets, pcapng=config.pcapng, precision=precision
+        )
+        fanin = Fanin(config, merge, lanes, sink, header)
+        async with asyncio.TaskGroup() as tasks:
+            progress = _progress(config, lanes, merge)
+            _stop_on_signals(fanin, progress)
+            shown = None if progress is None else tasks.create_task(progress.run())
+            await fanin.run()
+            await sink.close()
+            if shown is not None:
+                shown.cancel()
+    if not config.quiet:
+        for line in summary_lines(lanes, merge):
+            click.echo(line, err=True)
+    return exit_code(lanes, interrupted=fanin.interrupted)
+
+
+async def _open_lanes(
+    config: Config, merge: Merge, context: ssl.SSLContext | None, stack: AsyncExitStack
+) -> list[Lane]:
+    """Return a lane per target, in their order; nothing is opened yet."""
+    sources: dict[str, Source] = {}
+    if config.file_targets:
+        reader = stack.enter_context(_file_reader(config))
+        for file in config.file_targets:
+            sources[file.name] = FileSource(file, reader)
+    if config.http_targets:
+        from .stream import HttpSource, open_session
+
+        session = await stack.enter_async_context(open_session(context))
+        for worker in config.http_targets:
+            sources[worker.name] = HttpSource(
+                worker, session, connect_timeout_ns=config.connect_timeout_ns
+            )
+    now = asyncio.get_running_loop().time()
+    lanes = []
+    for index, target in enumerate(config.targets):
+        live = isinstance(target, HttpTarget)
+        merge.limit(index, config.buffer_bytes, live=live)
+        lanes.append(
+            Lane(
+                index=index,
+                target=target,
+                source=sources[target.name],
+                live=live,
+                heard=now,
+            )
+        )
+    return lanes
+
+
+def _file_reader(config: Config) -> FileReader:
+    count = len(config.file_targets)
+    chunk = max(min(_CHUNKS_BYTES // count, _MOST_CHUNK_BYTES), _LEAST_CHUNK_BYTES)
+    return FileReader(count, chunk_bytes=chunk, timeout_ns=config.timeout_ns)
+
+
+def _progress(config: Config, lanes: list[Lane], merge: Merge) -> Progress | None:
+    if config.quiet or not sys.stderr.isatty():
+        return None
+    from .progress import Progress
+
+    return Progress(lanes, merge)
+
+
+def _stop_on_signals(fanin: Fanin, progress: Progress | None) -> None:
+    """End the run at the first signal, in order, and the process at the second."""
+
+    def on_signal(number: int) -> None:
+        if not fanin.interrupted:
+            fanin.interrupt()
+            return
+        if progress is not None:
+            progress.stop()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+
+
+def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if not config.http_targets:
+        return None
+    import uvloop
+
+    if len(config.http_targets) > 1:
+        lookups = min(len(config.http_targets) + 4, _MOST_LOOKUPS)
+        os.environ.setdefault("UV_THREADPOOL_SIZE", str(lookups))
+    return uvloop.new_event_loop
+
+
+def _finest_precision(config: Config) -> Precision:
+    """Return nanoseconds when a file may hold them: nothing is cut unasked."""
+    for target in config.file_targets:
+        if not is_micro(_beginning(target)):
+            return Precision.NANO
+    return Precision.MICRO
+
+
+def _beginning(target: FileTarget) -> bytes:
+    """Return the first bytes of a regular file; none of anything else."""
+    path = Path(target.path)
+    try:
+        if target.is_standard_input or not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(4)
+    except OSError:
+        return b""  # said when it is opened
+
+
+def _check_not_input(config: Config, output: Output) -> None:
+    for target in config.file_targets:
+        try:
+            status = (
+                os.fstat(0) if target.is_standard_input else Path(target.path).stat()
+            )
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) == output.identity:
+            raise UsageError(f"{target.name} is the output as well")
+
+
+def _raise_descriptor_limit(needed: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -1,0 +1,357 @@
+"""A capture over HTTP: one request, its answer checked, its bytes as they come.
+
+Every exception of the HTTP library becomes one of ``ddump_common.errors`` here, with a
+line that says what is wrong and, where there is something to do, a hint. Nothing that
+the other side sends is trusted: redirects are named and not followed, what is not a
+capture is refused by its type, errors are read to a limit and never decompressed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import ssl
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import aiohttp
+import msgspec
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from ddump_common.api import (
+    MEDIA_TYPE_PCAP,
+    MEDIA_TYPE_PCAPNG,
+    MEDIA_TYPE_PROBLEM,
+    Problem,
+)
+from ddump_common.errors import (
+    BrokenStreamError,
+    RefusedError,
+    UnreachableError,
+)
+from ddump_common.text import printable
+from ddump_common.units import SECONDS, format_duration
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .target import HttpTarget
+
+__all__ = ["HttpSource", "fetch", "open_session"]
+
+# What servers call a capture. A server without a table of types sends none or octets.
+_CAPTURE_TYPES = {MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG, "application/octet-stream", ""}
+
+# An error's body is for people; whoever sends more is not explaining anything.
+_MAX_ERROR_BYTES = 64 * 1024
+
+# aiohttp stops reading a connection that has twice this unread; the kernel's and the
+# worker's buffers take the rest. See "Backpressure" in README.rst for the measurement.
+_READ_BUFFER_BYTES = 256 * 1024
+
+
+def open_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    """Return a session without aiohttp's own limits on connections and time.
+
+    Args:
+        context: for https targets; ``None`` when there are none.
+
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=0,
+            force_close=True,
+            ssl=True if context is None else context,
+            resolver=ThreadedResolver(),
+        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=_READ_BUFFER_BYTES,
+        headers={"User-Agent": f"ddump/{__version__}", "Accept-Encoding": "identity"},
+    )
+
+
+class HttpSource:
+    """The stream that one worker answers with."""
+
+    def __init__(
+        self,
+        target: HttpTarget,
+        session: aiohttp.ClientSession,
+        *,
+        connect_timeout_ns: int,
+    ) -> None:
+        self._target = target
+        self._session = session
+        self._connect_timeout_ns = connect_timeout_ns
+        self._response: aiohttp.ClientResponse | None = None
+
+    async def open(self) -> None:
+        """Connect, ask, and check the answer.
+
+        Raises:
+            UnreachableError: no connection, or no answer within the connect timeout.
+            RefusedError: the answer is not a capture.
+
+        """
+        response = await _get(
+            self._target,
+            self._target.url,
+            self._session,
+            accept=MEDIA_TYPE_PCAP,
+            timeout_ns=self._connect_timeout_ns,
+        )
+        try:
+            _check_type(response)
+        except RefusedError:
+            response.close()
+            raise
+        self._response = response
+
+    async def read(self) -> bytes:
+        """Return the next bytes; none at the end. Cancelling it loses none."""
+        if self._response is None:
+            return b""
+        content = self._response.content
+        if content.exception() is not None:
+            return self._read_broken(content)
+        try:
+            return await content.readany()
+        except (aiohttp.ClientError, OSError, RuntimeError):
+            return self._read_broken(content)
+
+    def _read_broken(self, content: aiohttp.StreamReader) -> bytes:
+        """Return what came before the connection broke, then raise why it did.
+
+        aiohttp raises at once, whatever it holds; a capture is read to its last byte.
+        """
+        data = self.arrived()
+        if data:
+            return data
+        exc = content.exception() or aiohttp.ServerDisconnectedError()
+        reason, hint = _explain(exc, self._target)
+        raise BrokenStreamError(reason, hint=hint) from exc
+
+    def arrived(self) -> bytes:
+        """Return what has come and was not read yet, without waiting."""
+        if self._response is None:
+            return b""
+        content = self._response.content
+        broken = content.exception()
+        content.set_exception(None)  # type: ignore[arg-type]  # lets its bytes be read
+        try:
+            return content.read_nowait()
+        finally:
+            content.set_exception(broken)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Close the connection; the worker notices."""
+        if self._response is not None:
+            self._response.close()
+            self._response = None
+
+
+async def fetch(
+    target: HttpTarget,
+    url: str,
+    session: aiohttp.ClientSession,
+    *,
+    accept: str,
+    max_bytes: int,
+    timeout_ns: int,
+) -> bytes:
+    """Return a document of the target's, at most ``max_bytes`` long.
+
+    Raises:
+        PeerError: it cannot be had, and why.
+
+    """
+    response = await _get(target, url, session, accept=accept, timeout_ns=timeout_ns)
+    try:
+        with _map_exceptions(target, timeout_ns=timeout_ns):
+            async with asyncio.timeout(timeout_ns / SECONDS):
+                data = await _read_up_to(response, max_bytes + 1)
+    finally:
+        response.close()
+    if len(data) > max_bytes:
+        raise RefusedError("the answer is too long", status=response.status)
+    return data
+
+
+async def _get(
+    target: HttpTarget,
+    url: str,
+    session: aiohttp.ClientSession,
+    *,
+    accept: str,
+    timeout_ns: int,
+) -> aiohttp.ClientResponse:
+    """Return a response with status 200, its body unread."""
+    headers = {"Accept": accept}
+    if target.authorization is not None:
+        headers["Authorization"] = target.authorization.header
+    with _map_exceptions(target, timeout_ns=timeout_ns):
+        async with asyncio.timeout(timeout_ns / SECONDS):
+            response = await session.get(
+                URL(url, encoded=True), headers=headers, allow_redirects=False
+            )
+            if response.status == HTTPStatus.OK:
+                return response
+            try:
+                body = await _read_up_to(response, _MAX_ERROR_BYTES)
+            finally:
+                response.close()
+    raise _refusal(response, body)
+
+
+async def _read_up_to(response: aiohttp.ClientResponse, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size and (piece := await response.content.read(size - len(data))):
+        data += piece
+    return bytes(data)
+
+
+@contextmanager
+def _map_exceptions(target: HttpTarget, *, timeout_ns: int) -> Iterator[None]:
+    """Turn what the HTTP library and the system raise into ``UnreachableError``."""
+    try:
+        yield
+    except TimeoutError as exc:
+        reason, hint = _explain(exc, target)
+        if exc.errno is None:  # our own deadline, not the system's
+            reason = f"no answer within {format_duration(timeout_ns)}"
+        raise UnreachableError(reason, hint=hint) from exc
+    except (aiohttp.ClientError, OSError, ValueError) as exc:
+        reason, hint = _explain(exc, target)
+        raise UnreachableError(reason, hint=hint) from exc
+
+
+def _explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
+    """Return what is wrong, and what may help."""
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():
+            return _explain_certificate(exc.certificate_error, target)
+        case aiohttp.ClientConnectorDNSError():
+            return f"{target.host}: {exc.os_error.strerror}", ""
+        case aiohttp.ClientResponseError() | aiohttp.http.HttpProcessingError():
+            return f"the answer is not HTTP: {_one_line(exc.message)}", ""
+        case aiohttp.ClientPayloadError():
+            return "the connection ended before the stream did", ""
+        case aiohttp.ServerDisconnectedError():
+            hint = "does it want https?" if target.scheme == "http" else ""
+            return "the connection was closed without an answer", hint
+        case _:
+            pass
+    tls = _tls_error(exc)
+    if tls is not None:
+        return _explain_tls(tls)
+    if isinstance(exc, OSError) and exc.errno is not None:
+        number = exc.errno
+        # Some layers make a text of their own: the system's is the shortest.
+        return os.strerror(number).lower() if number > 0 else _one_line(str(exc)), ""
+    return _one_line(str(exc) or type(exc).__name__), ""
+
+
+def _tls_error(exc: BaseException | None) -> ssl.SSLError | None:
+    while exc is not None:
+        if isinstance(exc, ssl.SSLError):
+            return exc
+        if isinstance(exc, aiohttp.ClientConnectorSSLError) and isinstance(
+            exc.os_error, ssl.SSLError
+        ):
+            return exc.os_error
+        exc = exc.__cause__
+    return None
+
+
+def _explain_certificate(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
+    reason = getattr(exc, "verify_message", "") or str(exc)
+    hint = "see --ca" if "issuer" in reason or "self-signed" in reason else ""
+    return f"the certificate of {target.host} is not valid: {_one_line(reason)}", hint
+
+
+def _explain_tls(exc: ssl.SSLError) -> tuple[str, str]:
+    reason = (exc.reason or str(exc)).replace("_", " ").lower()
+    if "certificate required" in reason or "handshake failure" in reason:
+        return f"TLS: {reason}", "the server may want a client's certificate: --cert"
+    if "wrong version number" in reason or "record layer failure" in reason:
+        return f"TLS: {reason}", "the server may not speak https"
+    return f"TLS: {_one_line(reason)}", ""
+
+
+def _check_type(response: aiohttp.ClientResponse) -> None:
+    """Refuse an answer that does not call itself a capture."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in {"identity", ""}:
+        raise RefusedError(
+            f"the answer is encoded as {_one_line(encoding)}, which was not asked for",
+            status=response.status,
+        )
+    content_type = response.headers.get("Content-Type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in _CAPTURE_TYPES:
+        raise RefusedError(
+            f"the answer is {_one_line(media_type)}, not a capture",
+            status=response.status,
+            hint="is the path right? a worker has /capture",
+        )
+
+
+def _refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:
+    """Return what an answer other than 200 means."""
+    status = response.status
+    reason = _phrase(status, response.reason)
+    if 300 <= status < 400:
+        location = _without_userinfo(response.headers.get("Location", "nowhere"))
+        return RefusedError(
+            f"{reason}: redirects to {location}, which is not followed",
+            status=status,
+            hint="name that URL instead, if it is trusted",
+        )
+    problem = _problem(response, body)
+    if problem is not None:
+        parts = [problem.title, problem.detail]
+        if problem.parameter and not problem.detail.startswith(problem.parameter):
+            parts.insert(0, problem.parameter)
+        text = ": ".join(_one_line(part) for part in parts if part)
+        return RefusedError(
+            f"{status}: {text or reason}", status=status, hint=_one_line(problem.hint)
+        )
+    hints = {
+        401: "see --user and --token-file",
+        403: "the credentials are not enough",
+        404: "is the path right? a worker has /capture",
+    }
+    return RefusedError(reason, status=status, hint=hints.get(status, ""))
+
+
+def _problem(response: aiohttp.ClientResponse, body: bytes) -> Problem | None:
+    media_type = response.headers.get("Content-Type", "").partition(";")[0]
+    if media_type.strip().lower() != MEDIA_TYPE_PROBLEM:
+        return None
+    try:
+        return msgspec.json.decode(body, type=Problem)
+    except msgspec.DecodeError:
+        return None
+
+
+def _phrase(status: int, reason: str | None) -> str:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = _one_line(reason or "")
+    return f"{status} {phrase}".rstrip()
+
+
+def _without_userinfo(location: str) -> str:
+    return _one_line(re.sub(r"//[^/]*@", "//", location))
+
+
+def _one_line(text: str) -> str:
+    return printable(text.strip(), limit=300)
