@@ -1,3 +1,5 @@
+# ruff: noqa: PYI021 - the stub is where the contract of the kernel stands
+
 from typing import Self, final
 
 __all__ = ["Merge"]

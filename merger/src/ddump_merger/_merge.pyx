@@ -31,6 +31,7 @@ from ._ranking cimport (
     ranking_open,
     ranking_remove,
     ranking_set,
+    ranking_sink_first,
     ranks_before,
 )
 from ._reader cimport (
@@ -531,7 +532,11 @@ cdef class Merge:
             chunk = record.chunk
             queue_pop(&input.reader.queue, &self.pool)
             self.drop(input, chunk)
-            self.rank(number)
+            record = queue_first(&input.reader.queue)
+            if record == NULL:
+                ranking_remove(&self.heads, number)
+            else:
+                ranking_sink_first(&self.heads, record.timestamp_ns)
 
     cdef bint write(
         self, Output *output, uint32_t number, const Record *record

@@ -5,6 +5,7 @@
 # The caller proves that the bytes are there; every call site says how.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 
 cdef inline uint16_t load16(const uint8_t *at, bint big_endian) noexcept nogil:
@@ -31,9 +32,19 @@ cdef inline uint64_t load64(const uint8_t *at, bint big_endian) noexcept nogil:
     return first << 32 | second if big_endian else second << 32 | first
 
 
-# What the merge writes is little-endian on every machine.
+# What the merge writes is little-endian on every machine. Byte by byte, as above, gcc 12
+# does badly.
+cdef extern from *:
+    """
+    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define little_endian(value) __builtin_bswap32(value)
+    #else
+    #define little_endian(value) (value)
+    #endif
+    """
+    uint32_t little_endian(uint32_t value) noexcept nogil
+
+
 cdef inline void store32(uint8_t *at, uint32_t value) noexcept nogil:
-    at[0] = <uint8_t>(value & 0xFF)
-    at[1] = <uint8_t>(value >> 8 & 0xFF)
-    at[2] = <uint8_t>(value >> 16 & 0xFF)
-    at[3] = <uint8_t>(value >> 24)
+    value = little_endian(value)
+    memcpy(at, &value, 4)

@@ -39,10 +39,9 @@ cdef inline void ranking_close(Ranking *ranking) noexcept nogil:
     free(ranking.places)
 
 
+# Without branches: which of two it is cannot be predicted.
 cdef inline bint ranks_before(const Entry *one, const Entry *other) noexcept nogil:
-    if one.key != other.key:
-        return one.key < other.key
-    return one.number < other.number
+    return (one.key < other.key) | ((one.key == other.key) & (one.number < other.number))
 
 
 cdef inline void ranking_put(Ranking *ranking, uint32_t place, Entry entry) noexcept nogil:
@@ -50,7 +49,21 @@ cdef inline void ranking_put(Ranking *ranking, uint32_t place, Entry entry) noex
     ranking.places[entry.number] = place
 
 
-# Put `entry` where it belongs, starting from the free place `place` < count.
+# Put `entry` into the free place `place` < count, or below it where it belongs.
+cdef inline void ranking_sink(Ranking *ranking, uint32_t place, Entry entry) noexcept nogil:
+    cdef uint32_t near = 2 * place + 1
+    while near < ranking.count:
+        if near + 1 < ranking.count:
+            near += <uint32_t>ranks_before(&ranking.entries[near + 1], &ranking.entries[near])
+        if not ranks_before(&ranking.entries[near], &entry):
+            break
+        ranking_put(ranking, place, ranking.entries[near])
+        place = near
+        near = 2 * place + 1
+    ranking_put(ranking, place, entry)
+
+
+# The same, or above it.
 cdef inline void ranking_settle(Ranking *ranking, uint32_t place, Entry entry) noexcept nogil:
     cdef uint32_t near
     while place:
@@ -59,18 +72,14 @@ cdef inline void ranking_settle(Ranking *ranking, uint32_t place, Entry entry) n
             break
         ranking_put(ranking, place, ranking.entries[near])
         place = near
-    near = 2 * place + 1
-    while near < ranking.count:
-        if near + 1 < ranking.count and ranks_before(
-            &ranking.entries[near + 1], &ranking.entries[near]
-        ):
-            near += 1
-        if not ranks_before(&ranking.entries[near], &entry):
-            break
-        ranking_put(ranking, place, ranking.entries[near])
-        place = near
-        near = 2 * place + 1
-    ranking_put(ranking, place, entry)
+    ranking_sink(ranking, place, entry)
+
+
+# Give the first input another key, not less than the one it has; there is one.
+cdef inline void ranking_sink_first(Ranking *ranking, int64_t key) noexcept nogil:
+    cdef Entry entry = ranking.entries[0]
+    entry.key = key
+    ranking_sink(ranking, 0, entry)
 
 
 # Give input `number` the key, whether it is in already or not.
