@@ -1,0 +1,5 @@
+"""``python -m ddump_worker``."""
+
+from .cli import main
+
+main(prog_name="ddump-worker")

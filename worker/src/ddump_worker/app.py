@@ -1,0 +1,91 @@
+"""The HTTP application: which handler answers what, and how errors are told."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ddump_common.api import (
+    CAPTURE_PATH,
+    HEALTH_PATH,
+    INTERFACES_PATH,
+    METRICS_PATH,
+    STATUS_PATH,
+)
+from ddump_common.errors import UsageError
+from ddump_common.text import printable
+
+from . import handlers
+from .connections import Connection
+from .handlers import CORE
+from .problems import common_headers, problem_of, problem_response, reason_of
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
+    from .core import Core
+
+__all__ = ["create_app"]
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(core: Core) -> web.Application:
+    """Wire an application that works on ``core``."""
+    app = web.Application(middlewares=[_answer_errors])
+    app[CORE] = core
+    app.on_response_prepare.append(_add_headers)
+    app.router.add_get(CAPTURE_PATH, handlers.capture)
+    app.router.add_get(HEALTH_PATH, handlers.health)
+    app.router.add_get(STATUS_PATH, handlers.status)
+    app.router.add_get(INTERFACES_PATH, handlers.interface_list)
+    app.router.add_get(METRICS_PATH, handlers.metrics)
+    return app
+
+
+async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(common_headers())
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        _check_body(request)
+        return await handler(request)
+    except Exception as exc:  # the top of a request
+        if request.writer.output_size > 0:
+            raise
+        return _problem(request, exc)
+
+
+def _check_body(request: web.Request) -> None:
+    if request.body_exists:
+        raise UsageError("a request with a body is not taken")
+
+
+def _problem(request: web.Request, exc: Exception) -> web.Response:
+    problem, headers = problem_of(exc)
+    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("request for %s failed", printable(request.path), exc_info=exc)
+    if request.path == CAPTURE_PATH:
+        core = request.app[CORE]
+        core.streams.refused[reason_of(exc)] += 1
+        _log.info(
+            "refused %s: %d %s: %s",
+            handlers.client_of(request),
+            problem.status,
+            problem.title,
+            problem.detail,
+        )
+    response = problem_response(problem, headers)
+    if request.body_exists or _is_deaf(request):
+        # What else the client has sent was not read, or will not be.
+        response.force_close()
+    return response
+
+
+def _is_deaf(request: web.Request) -> bool:
+    return isinstance(request.protocol, Connection) and request.protocol.deaf

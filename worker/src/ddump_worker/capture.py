@@ -1,0 +1,367 @@
+"""Live captures on the event loop.
+
+A handle never blocks once it is open. Its descriptor is watched by the loop only
+while its capture waits for packets: a full ring stays readable, and while the client
+takes nothing that would turn the loop for nothing. Opening and closing block, and run
+on a small executor.
+
+A packet waits in the kernel until its block is full or ``RETIRE_MS`` old; older
+kernels may need one more turn, hence ``_GRACE_SECONDS`` at the end of a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ddump_common.errors import CaptureError
+from ddump_common.pcap import Precision
+from ddump_common.units import SECONDS
+
+from ._pcap import Capture
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Future
+
+    from ddump_common.api import CaptureQuery
+
+    from .capacity import Capacity, Lease
+
+__all__ = [
+    "BATCH_BYTES",
+    "Captures",
+    "EndReason",
+    "Handle",
+    "LiveCapture",
+    "ring_bytes",
+]
+
+RETIRE_MS = 50
+_GRACE_SECONDS = 0.12
+
+BATCH_BYTES = 256 << 10
+"""How much is read and sent at a time; it stays in the processor's cache."""
+
+# libpcap's blocks hold the largest packet that there is. With one block only, the
+# kernel drops whatever arrives while that is being read.
+_BLOCK_BYTES = 256 << 10
+_THREADS = 4
+
+
+class EndReason(enum.StrEnum):
+    """Why a stream ended as it was asked to."""
+
+    PACKETS = "packets"
+    BYTES = "bytes"
+    DURATION = "duration"
+    IDLE = "idle"
+    SHUTDOWN = "shutdown"
+
+
+class Handle(Protocol):
+    """What a live capture needs of ``_pcap.Capture``."""
+
+    @property
+    def packets(self) -> int:
+        """How many packets were delivered."""
+
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes of packet data were delivered."""
+
+    @property
+    def more(self) -> bool:
+        """Whether the last batch ended before the ring was empty."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether a limit is reached."""
+
+    def read_batch(self, target: int) -> bytes:
+        """Return the records that wait, about ``target`` bytes of them."""
+
+    def stop_after(self, timestamp_ns: int) -> None:
+        """Deliver no record that is stamped later."""
+
+    def statistics(self) -> tuple[int, int, int]:
+        """Return the packets received, dropped by the kernel, by interfaces."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while records wait."""
+
+
+def ring_bytes(descriptor: int) -> int:
+    """Return the bytes of the ring that the kernel granted to a capture socket.
+
+    Raises:
+        CaptureError: the socket has none.
+
+    """
+    label = f"socket:[{os.fstat(descriptor).st_ino}]"
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(label):
+            begin, _, end = line.partition(" ")[0].partition("-")
+            return int(end, 16) - int(begin, 16)
+    raise CaptureError("the kernel granted no ring to the capture")
+
+
+def _open(query: CaptureQuery, program: bytes, buffer_size: int) -> tuple[Capture, int]:
+    handle = Capture(
+        "any",
+        link_type=query.link.link_type,
+        snaplen=query.snaplen,
+        buffer_size=buffer_size,
+        timeout_ms=RETIRE_MS,
+        nano=query.precision is Precision.NANO,
+        packet_limit=query.packets,
+        byte_limit=query.bytes,
+    )
+    try:
+        granted = ring_bytes(handle.fileno())
+        _check_ring(granted)
+        handle.set_program(program)
+    except BaseException:
+        handle.close()
+        raise
+    return handle, granted
+
+
+def _check_ring(granted: int) -> None:
+    if granted < 2 * _BLOCK_BYTES:
+        raise CaptureError(
+            f"the kernel granted a ring of {granted} bytes, too little to capture",
+            hint="the host is short of memory",
+        )
+
+
+class Captures:
+    """Opens and closes handles on threads, within the worker's capacity."""
+
+    def __init__(self, *, capacity: Capacity, buffer_size: int) -> None:
+        self.capacity = capacity
+        self.buffer_size = buffer_size
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="capture")
+        self._loop = asyncio.get_running_loop()
+
+    def check(self) -> None:
+        """Refuse what ``open`` would refuse at this moment for want of capacity."""
+        self.capacity.check(self.buffer_size)
+
+    async def open(self, query: CaptureQuery, program: bytes) -> LiveCapture:
+        """Open a handle that delivers what ``program`` accepts from now on.
+
+        Cancelling is safe: a handle that comes open all the same is closed again.
+
+        Raises:
+            ExhaustedError: too many streams, too much memory.
+            CaptureError: the host cannot capture like that.
+
+        """
+        lease = self.capacity.lease(self.buffer_size)
+        opening = self._executor.submit(_open, query, program, self.buffer_size)
+        try:
+            handle, lease.memory = await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(partial(self._abandon, lease))
+            raise
+        except BaseException:
+            lease.release()
+            raise
+        return LiveCapture(
+            handle,
+            query=query,
+            granted=lease.memory,
+            on_close=partial(self._close, handle, lease),
+        )
+
+    def _abandon(self, lease: Lease, opening: Future[tuple[Capture, int]]) -> None:
+        # In the thread that opened the handle, unless that had just been done.
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result()[0].close()
+        self._loop.call_soon_threadsafe(lease.release)
+
+    def _close(self, handle: Capture, lease: Lease) -> None:
+        # The lease ends when the ring's memory is free again, not before.
+        self._executor.submit(handle.close).add_done_callback(
+            lambda _: self._loop.call_soon_threadsafe(lease.release)
+        )
+
+    async def shutdown(self) -> None:
+        """Wait until all handles that were to be closed are."""
+        await asyncio.to_thread(self._executor.shutdown)
+
+
+@dataclass(slots=True)
+class _Deadlines:
+    """When to stop, in the loop's time."""
+
+    end: float
+    idle_seconds: float
+    last: float
+
+    @property
+    def next(self) -> float:
+        return min(self.end, self.last + self.idle_seconds)
+
+
+class LiveCapture:
+    """One open capture, read in whole batches of records.
+
+    ``granted`` is the size of its ring. Counters stay when it is closed.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        *,
+        query: CaptureQuery,
+        granted: int,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.granted = granted
+        self._handle = handle
+        self._query = query
+        self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._stopping = False
+        self._closed = False
+        self._dropped = 0
+
+    @property
+    def packets(self) -> int:
+        """How many packets were delivered."""
+        return self._handle.packets
+
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes of packet data were delivered."""
+        return self._handle.data_bytes
+
+    @property
+    def dropped(self) -> int:
+        """How many packets the kernel dropped as the ring was full, when last asked."""
+        return self._dropped
+
+    def refresh(self) -> None:
+        """Ask the kernel for its counters. To be done at least every few minutes."""
+        if not self._closed:
+            _, self._dropped, _ = self._handle.statistics()
+
+    def stop(self) -> None:
+        """Have ``deliver`` end soon, after all that is captured by now."""
+        self._stopping = True
+        self._wake()
+
+    async def deliver(
+        self,
+        send: Callable[[bytes], Awaitable[None]],
+        *,
+        on_draining: Callable[[], None] = lambda: None,
+    ) -> EndReason:
+        """Send batches of records until a limit is reached; say which.
+
+        ``on_draining`` is called when nothing new will be captured and only what
+        waits is still sent. Cancelling loses what was read and not sent, and no more.
+
+        Raises:
+            CaptureError: the handle fails.
+
+        """
+        reason = await self._run(send)
+        if reason in (EndReason.DURATION, EndReason.SHUTDOWN):
+            self._handle.stop_after(time.time_ns())
+            on_draining()
+            await self._drain(send)
+        return reason
+
+    async def _run(self, send: Callable[[bytes], Awaitable[None]]) -> EndReason:
+        handle = self._handle
+        deadlines = self._deadlines()
+        while True:
+            batch = handle.read_batch(BATCH_BYTES)
+            if batch:
+                await send(batch)
+            now = self._loop.time()
+            if batch:
+                deadlines.last = now
+            if handle.finished:
+                return self._limit()
+            if self._stopping:
+                return EndReason.SHUTDOWN
+            if now >= deadlines.end:
+                return EndReason.DURATION
+            if handle.more:
+                await asyncio.sleep(0)  # the others' turn
+            elif now >= deadlines.next:
+                return EndReason.IDLE
+            else:
+                await self._readable(deadlines.next)
+
+    def _deadlines(self) -> _Deadlines:
+        now = self._loop.time()
+        duration_ns, idle_ns = self._query.duration_ns, self._query.idle_ns
+        return _Deadlines(
+            end=math.inf if duration_ns is None else now + duration_ns / SECONDS,
+            # A packet that has come may still be hidden in an open block.
+            idle_seconds=(
+                math.inf if idle_ns is None else idle_ns / SECONDS + _GRACE_SECONDS
+            ),
+            last=now,
+        )
+
+    def _limit(self) -> EndReason:
+        packets = self._query.packets
+        if packets is not None and self._handle.packets >= packets:
+            return EndReason.PACKETS
+        return EndReason.BYTES
+
+    async def _drain(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        handle = self._handle
+        end = self._loop.time() + _GRACE_SECONDS
+        while not handle.finished:
+            batch = handle.read_batch(BATCH_BYTES)
+            if batch:
+                await send(batch)
+            elif handle.more:
+                await asyncio.sleep(0)
+            elif self._loop.time() < end:
+                await self._readable(end, wakeable=False)
+            else:
+                return
+
+    async def _readable(self, deadline: float, *, wakeable: bool = True) -> None:
+        if self._stopping and wakeable:
+            return
+        self._waiter = self._loop.create_future()
+        descriptor = self._handle.fileno()
+        self._loop.add_reader(descriptor, self._wake)
+        timer = (
+            None if deadline == math.inf else self._loop.call_at(deadline, self._wake)
+        )
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._loop.remove_reader(descriptor)
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """Have the handle closed on a thread; again is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._on_close()

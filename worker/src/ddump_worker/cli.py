@@ -1,0 +1,192 @@
+"""The command line of ``ddump-worker``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import uvloop
+
+from ddump_common.errors import DdumpError, ExitCode, UsageError
+from ddump_common.units import format_size, parse_size
+
+from . import __version__, config
+from .config import Config, read_file
+from .listen import parse_address
+from .service import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["main"]
+
+
+class _Parsed(click.ParamType[object]):
+    """What one of our parsers reads."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        if not isinstance(value, (str, int)):
+            return value  # a default
+        try:
+            return self._parse(str(value))
+        except UsageError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+class _Expression(click.ParamType[str]):
+    """A filter: in the environment several are separated by ``;``, as they hold spaces."""
+
+    name = "bpf"
+    envvar_list_splitter = ";"
+
+
+_ADDRESS = _Parsed("address", parse_address)
+_SIZE = _Parsed("size", parse_size)
+_EPILOG = """\
+Each option may also come from the environment, as DDUMP_WORKER_ and its name
+(DDUMP_WORKER_LISTEN; several values are separated by spaces, those of
+DDUMP_WORKER_EXCLUDE by semicolons), or from the file of --config, under its name.
+
+\b
+Exit status: 0 ended by a signal, 1 failure, 2 usage.
+"""
+
+
+def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+    if value is None:
+        return
+    try:
+        ctx.default_map = read_file(value)
+    except UsageError as exc:
+        raise click.UsageError(str(exc), ctx) from exc
+
+
+@click.command(
+    context_settings={
+        "auto_envvar_prefix": "DDUMP_WORKER",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+    },
+    epilog=_EPILOG,
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_load,
+    metavar="FILE",
+    help="TOML file with the names of these options as keys.",
+)
+@click.option(
+    "--listen",
+    type=_ADDRESS,
+    multiple=True,
+    default=[config.DEFAULT_LISTEN],
+    show_default=config.DEFAULT_LISTEN,
+    metavar="ADDRESS:PORT|unix:PATH",
+    help="Where to listen; repeatable.",
+)
+@click.option(
+    "--listen-group",
+    metavar="GROUP",
+    help="The group that may connect to the unix sockets, which are made 0660.",
+)
+@click.option(
+    "--allow-anonymous",
+    is_flag=True,
+    help="Let whoever reaches a TCP address capture, without telling who it is.",
+)
+@click.option(
+    "--allow-plaintext",
+    is_flag=True,
+    help="Listen without TLS on addresses that are not loopback.",
+)
+@click.option(
+    "--exclude",
+    type=_Expression(),
+    multiple=True,
+    metavar="BPF",
+    help="Never capture what matches, such as the port of a proxy in front; repeatable. "
+    "The worker's own ports are left out without being named.",
+)
+@click.option(
+    "--promiscuous",
+    multiple=True,
+    metavar="IFACE",
+    help="Keep an interface promiscuous, for mirror ports; repeatable.",
+)
+@click.option(
+    "--buffer-size",
+    type=_SIZE,
+    default=config.DEFAULT_BUFFER_SIZE,
+    show_default=format_size(config.DEFAULT_BUFFER_SIZE),
+    metavar="SIZE",
+    help="Kernel memory for the ring of each capture.",
+)
+@click.option(
+    "--capture-memory",
+    type=_SIZE,
+    default=config.DEFAULT_CAPTURE_MEMORY,
+    show_default=format_size(config.DEFAULT_CAPTURE_MEMORY),
+    metavar="SIZE",
+    help="The most that all rings together may take.",
+)
+@click.option(
+    "--max-streams",
+    type=click.IntRange(1, 4096),
+    default=config.DEFAULT_MAX_STREAMS,
+    show_default=True,
+    help="The most captures at once.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 65536),
+    default=config.DEFAULT_MAX_CONNECTIONS,
+    show_default=True,
+    help="The most connections at once.",
+)
+@click.version_option(__version__, prog_name="ddump-worker")
+def main(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
+    r"""Capture packets on this host and stream them over HTTP.
+
+    \b
+        ddump-worker --listen 127.0.0.1:8475 --allow-anonymous
+        curl -sN 'http://127.0.0.1:8475/capture?filter=icmp' | tcpdump -nr-
+
+    Needs the capability CAP_NET_RAW. Whoever reaches the worker can read this host's
+    traffic: it listens on loopback alone, unless told otherwise.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    try:
+        uvloop.run(serve(Config(**options), announce=_announce))
+    except* DdumpError as group:
+        sys.exit(_report(group))
+
+
+def _announce(address: str) -> None:
+    click.echo(f"listening on {address}", err=True)
+
+
+def _report(group: BaseExceptionGroup[DdumpError]) -> ExitCode:
+    worst = ExitCode.OK
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            worst = max(worst, _report(error))
+        else:
+            click.echo(f"Error: {error}", err=True)
+            worst = max(worst, error.exit_code)
+    return worst

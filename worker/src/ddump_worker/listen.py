@@ -1,0 +1,230 @@
+"""Where the worker listens: a TCP address, or the path of a unix socket.
+
+Whoever reaches the worker reads the host's traffic. So a TCP address, loopback too,
+needs the words ``--allow-anonymous`` as long as clients show nothing that tells who
+they are, and one that is not loopback ``--allow-plaintext`` as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import ipaddress
+import os
+import re
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddump_common.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Listener", "TcpAddress", "UnixAddress", "check_access", "parse_address"]
+
+_BACKLOG = 512
+_TCP = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+_MAX_PORT = 65535
+_UNIX_MODE = 0o660
+
+# A peer that is gone without a word, while nothing is sent: noticed after
+# 10 s and 4 times 5 s. (While something is sent, see connections.py.)
+_KEEPALIVE = (
+    (socket.TCP_KEEPIDLE, 10),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 4),
+)
+# Linux 6.15: the longest pause between two attempts to send, here 10 s. By default it
+# grows to 120 s, and a client that stops reading and vanishes is noticed that late.
+_TCP_RTO_MAX_MS = 44
+_RTO_MAX_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpAddress:
+    """An IP address and a port, 0 for any that is free."""
+
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if self.host.version == 6 else f"{self.host}"
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnixAddress:
+    """The path of a unix socket."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+def parse_address(text: str) -> TcpAddress | UnixAddress:
+    """Read ``ADDRESS:PORT``, ``[ADDRESS]:PORT`` or ``unix:PATH``.
+
+    Raises:
+        UsageError: it is none of them.
+
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise UsageError(f"{text!r} names no path")
+        return UnixAddress(path=Path(path).absolute())
+    match = _TCP.fullmatch(text)
+    if match is None or int(match["port"]) > _MAX_PORT:
+        raise _bad_address(text)
+    try:
+        host = (
+            ipaddress.IPv6Address(match["v6"])
+            if match["v6"]
+            else ipaddress.IPv4Address(match["v4"])
+        )
+    except ValueError as exc:
+        raise _bad_address(text) from exc
+    return TcpAddress(host=host, port=int(match["port"]))
+
+
+def _bad_address(text: str) -> UsageError:
+    return UsageError(
+        f"{text!r} is not an address to listen on",
+        hint="for example 127.0.0.1:8475, [::1]:8475 or unix:/run/ddump/worker.sock",
+    )
+
+
+def check_access(
+    addresses: Iterable[TcpAddress | UnixAddress],
+    *,
+    allow_anonymous: bool,
+    allow_plaintext: bool,
+) -> None:
+    """Refuse to listen more openly than was said.
+
+    Raises:
+        UsageError: an address needs words that were not given.
+
+    """
+    for address in addresses:
+        if isinstance(address, UnixAddress):
+            continue
+        if not allow_anonymous:
+            raise UsageError(
+                f"whoever reaches {address} can read this host's traffic",
+                hint="say --allow-anonymous if that is intended, or listen on unix:PATH",
+            )
+        if not address.host.is_loopback and not allow_plaintext:
+            raise UsageError(
+                f"what {address} sends is not encrypted",
+                hint="say --allow-plaintext if that is intended, or put a proxy with TLS "
+                "in front of unix:PATH",
+            )
+
+
+class Listener:
+    """A socket that listens, and what it leaves in the file system."""
+
+    def __init__(
+        self, address: TcpAddress | UnixAddress, *, group: str | None = None
+    ) -> None:
+        """Bind and listen.
+
+        Raises:
+            UsageError: the address cannot be had, or ``group`` does not exist.
+
+        """
+        self._inode: tuple[int, int] | None = None
+        try:
+            if isinstance(address, TcpAddress):
+                self.socket = _tcp(address)
+                port = self.socket.getsockname()[1]
+                self.address: TcpAddress | UnixAddress = TcpAddress(
+                    host=address.host, port=port
+                )
+            else:
+                self.socket = _unix(address.path, group)
+                self.address = address
+                found = address.path.stat()
+                self._inode = found.st_dev, found.st_ino
+        except OSError as exc:
+            raise UsageError(f"cannot listen on {address}: {exc.strerror}") from exc
+
+    def close(self) -> None:
+        """Close the socket, and remove its file unless another has taken its place."""
+        self.socket.close()
+        if self._inode is None or not isinstance(self.address, UnixAddress):
+            return
+        with contextlib.suppress(FileNotFoundError):
+            found = self.address.path.stat()
+            if (found.st_dev, found.st_ino) == self._inode:
+                self.address.path.unlink()
+
+
+def _tcp(address: TcpAddress) -> socket.socket:
+    family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # [::] is not 0.0.0.0 as well: each address is said on its own.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # What is accepted inherits these.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
+        with contextlib.suppress(OSError):
+            listening.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, _RTO_MAX_MS)
+        listening.bind((str(address.host), address.port))
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _unix(path: Path, group: str | None) -> socket.socket:
+    group_id = -1
+    if group is not None:
+        try:
+            group_id = grp.getgrnam(group).gr_gid
+        except KeyError as exc:
+            raise UsageError(f"there is no group {group!r}") from exc
+    _remove_stale(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Nobody may connect between bind and chmod.
+        before = os.umask(0o777 & ~stat.S_IRUSR & ~stat.S_IWUSR)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(before)
+        os.chown(path, -1, group_id)
+        path.chmod(_UNIX_MODE)
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{path} is there and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise UsageError(f"another process listens on {path}")

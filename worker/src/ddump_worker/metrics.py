@@ -1,0 +1,93 @@
+"""The worker's counters, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import Metric
+
+    from .capacity import Capacity
+    from .connections import Connections
+    from .streams import Streams
+
+__all__ = ["Metrics"]
+
+
+class _WorkerCollector(Collector):
+    def __init__(
+        self, streams: Streams, connections: Connections, capacity: Capacity
+    ) -> None:
+        self._streams = streams
+        self._connections = connections
+        self._capacity = capacity
+
+    def collect(self) -> Iterator[Metric]:
+        totals = self._streams.totals()
+        yield _counter("packets", "Packets delivered to clients", totals.packets)
+        yield _counter("bytes", "Bytes of packet data delivered", totals.bytes)
+        yield _counter(
+            "kernel_dropped_packets",
+            "Packets that the kernel dropped as a stream's ring was full",
+            totals.dropped,
+        )
+        yield _counter(
+            "interface_dropped_packets",
+            "Packets that network interfaces dropped while streams were open",
+            totals.interface_dropped,
+        )
+        yield _counter("streams", "Streams begun", totals.streams)
+        states = GaugeMetricFamily(
+            "ddump_worker_streams_by_state",
+            "Streams by state; closed ones since the start",
+            labels=["state"],
+        )
+        for state, count in self._streams.states().items():
+            states.add_metric([state], count)
+        yield states
+        refused = CounterMetricFamily(
+            "ddump_worker_refused",
+            "Captures refused, by reason",
+            labels=["reason"],
+        )
+        for reason, count in sorted(self._streams.refused.items()):
+            refused.add_metric([reason], count)
+        yield refused
+        yield _gauge("connections", "Connections of clients", len(self._connections))
+        yield _counter(
+            "refused_connections",
+            "Connections turned away as there were too many",
+            self._connections.refused,
+        )
+        yield _gauge(
+            "capture_memory_bytes", "Memory of all capture rings", self._capacity.memory
+        )
+
+
+def _counter(name: str, text: str, value: int) -> CounterMetricFamily:
+    return CounterMetricFamily(f"ddump_worker_{name}", text, value=value)
+
+
+def _gauge(name: str, text: str, value: int) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"ddump_worker_{name}", text, value=value)
+
+
+class Metrics:
+    """Renders the counters as text."""
+
+    def __init__(
+        self, *, streams: Streams, connections: Connections, capacity: Capacity
+    ) -> None:
+        # Of its own, not the library's global one: two workers may share a process.
+        self._registry = CollectorRegistry()
+        self._registry.register(_WorkerCollector(streams, connections, capacity))
+
+    def render(self) -> bytes:
+        """Return the counters of now, in Prometheus' text format."""
+        return generate_latest(self._registry)

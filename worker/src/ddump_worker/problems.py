@@ -1,0 +1,151 @@
+"""Errors as clients get them: RFC 9457 problem details, never a traceback."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+from ddump_common.api import (
+    CAPTURE_PATH,
+    HEALTH_PATH,
+    HOST_HEADER,
+    INTERFACES_PATH,
+    MEDIA_TYPE_PROBLEM,
+    METRICS_PATH,
+    STATUS_PATH,
+    TIME_HEADER,
+    Problem,
+)
+from ddump_common.errors import (
+    CaptureError,
+    DdumpError,
+    FilterError,
+    ParameterError,
+    PrivilegeError,
+)
+from ddump_common.text import printable
+
+from . import __version__
+from .capacity import ExhaustedError
+from .filters import BusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "common_headers",
+    "problem_of",
+    "problem_response",
+    "raw_problem",
+    "reason_of",
+]
+
+_log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5
+_PATHS = (CAPTURE_PATH, HEALTH_PATH, STATUS_PATH, INTERFACES_PATH, METRICS_PATH)
+
+
+def common_headers() -> dict[str, str]:
+    """Return the headers of every answer."""
+    return {
+        HOST_HEADER: platform.node(),
+        TIME_HEADER: str(time.time_ns()),
+        "Server": f"ddump-worker/{__version__}",
+    }
+
+
+def problem_of(error: Exception) -> tuple[Problem, Mapping[str, str]]:
+    """Return what a client is told about ``error``, and the headers for it."""
+    match error:
+        case ParameterError():
+            return _problem("Bad parameter", 400, error, error.parameter), {}
+        case FilterError():
+            return _problem("The filter does not compile", 400, error, "filter"), {}
+        case ExhaustedError() | BusyError():
+            return (
+                _problem("Nothing is free", 503, error),
+                {"Retry-After": str(_RETRY_SECONDS)},
+            )
+        case PrivilegeError():
+            return _problem("The worker lacks a privilege", 500, error), {}
+        case CaptureError():
+            return _problem("This host cannot capture", 500, error), {}
+        case DdumpError():
+            return _problem("Bad request", 400, error), {}
+        case web.HTTPException():
+            return _http_problem(error)
+        case _:
+            return Problem(title="Internal error", status=500), {}
+
+
+def reason_of(error: Exception) -> str:
+    """Return one word for the metrics: why a capture was refused."""
+    match error:
+        case ParameterError():
+            return "interface" if error.parameter == "interface" else "parameter"
+        case FilterError():
+            return "filter"
+        case ExhaustedError():
+            return error.resource
+        case BusyError():
+            return "busy"
+        case PrivilegeError():
+            return "privilege"
+        case _:
+            return "error"
+
+
+def _problem(
+    title: str, status: int, error: DdumpError, parameter: str = ""
+) -> Problem:
+    return Problem(
+        title=title,
+        status=status,
+        detail=printable(error.message),
+        hint=error.hint,
+        parameter=printable(parameter),
+    )
+
+
+def _http_problem(error: web.HTTPException) -> tuple[Problem, Mapping[str, str]]:
+    hint = ""
+    headers: dict[str, str] = {}
+    if error.status == HTTPStatus.NOT_FOUND:
+        hint = "there are " + ", ".join(_PATHS)
+    elif isinstance(error, web.HTTPMethodNotAllowed):
+        headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        hint = f"there are {headers['Allow']}"
+    return Problem(title=error.reason, status=error.status, hint=hint), headers
+
+
+def problem_response(
+    problem: Problem, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return the answer that carries ``problem``."""
+    return web.Response(
+        status=problem.status,
+        body=msgspec.json.encode(problem),
+        content_type=MEDIA_TYPE_PROBLEM,
+        headers={**common_headers(), **(headers or {})},
+    )
+
+
+def raw_problem(problem: Problem) -> bytes:
+    """Return a whole HTTP answer, for a connection that gets no other."""
+    body = msgspec.json.encode(problem)
+    lines = [
+        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}",
+        *(f"{name}: {value}" for name, value in common_headers().items()),
+        f"Content-Type: {MEDIA_TYPE_PROBLEM}",
+        f"Content-Length: {len(body)}",
+        f"Retry-After: {_RETRY_SECONDS}",
+        "Connection: close",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -1,0 +1,189 @@
+"""The worker's process: what is started in which order, and ended in the reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ddump_common.errors import FilterError, UsageError
+from ddump_common.pcap import MAX_SNAPLEN, LinkType
+
+from .app import create_app
+from .capacity import Capacity
+from .capture import Captures
+from .connections import Connections
+from .core import Core
+from .exclusion import Exclusion, Service
+from .filters import FilterCompiler
+from .interfaces import interfaces
+from .listen import Listener, TcpAddress
+from .metrics import Metrics
+from .promiscuous import Promiscuous
+from .streams import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .config import Config
+
+__all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
+
+_STREAM_GRACE_SECONDS = 3.0
+_CUT_GRACE_SECONDS = 0.5
+_WATCH_SECONDS = 5.0
+
+
+class _Shutdown(Exception):  # noqa: N818 - it is no error
+    """Ends the task group: a signal has come."""
+
+
+async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
+    """Run a worker until SIGTERM or SIGINT.
+
+    ``announce`` is called with each address, when all of them take requests.
+
+    Raises:
+        UsageError: what ``config`` says cannot be.
+        CaptureError: this host cannot capture.
+
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        # First of all, whether this process may capture at all.
+        stack.callback(Promiscuous(config.promiscuous).close)
+        filters = FilterCompiler()
+        await _check_exclusions(config.exclude, filters)
+        listeners = []
+        for address in config.listen:
+            listener = Listener(address, group=config.listen_group)
+            stack.callback(listener.close)
+            listeners.append(listener)
+        core = _core(config, listeners, filters)
+        stack.push_async_callback(core.captures.shutdown)
+        runner = web.AppRunner(
+            create_app(core),
+            handler_cancellation=True,
+            shutdown_timeout=_CUT_GRACE_SECONDS,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        # A filter that leaves out all of the worker's addresses may itself be too much.
+        await filters.compile(
+            "",
+            exclusions=core.exclusion.expressions(interfaces()),
+            link_type=LinkType.LINUX_SLL,
+            snaplen=MAX_SNAPLEN,
+        )
+        servers = await _accept(runner, core, listeners)
+        stack.push_async_callback(_end, core, servers)
+        for listener in listeners:
+            announce(str(listener.address))
+        await _run(core)
+
+
+def _core(
+    config: Config, listeners: Sequence[Listener], filters: FilterCompiler
+) -> Core:
+    capacity = Capacity(
+        max_streams=config.max_streams, max_memory=config.capture_memory
+    )
+    streams = Streams()
+    connections = Connections(limit=config.max_connections)
+    return Core(
+        config=config,
+        captures=Captures(capacity=capacity, buffer_size=config.buffer_size),
+        streams=streams,
+        connections=connections,
+        filters=filters,
+        exclusion=Exclusion(
+            services=tuple(
+                Service(address=each.address.host, port=each.address.port)
+                for each in listeners
+                if isinstance(each.address, TcpAddress)
+            ),
+            operator=config.exclude,
+        ),
+        metrics=Metrics(streams=streams, connections=connections, capacity=capacity),
+        started_ns=time.time_ns(),
+    )
+
+
+async def _check_exclusions(
+    expressions: Sequence[str], filters: FilterCompiler
+) -> None:
+    for expression in expressions:
+        try:
+            await filters.compile(
+                expression, link_type=LinkType.LINUX_SLL, snaplen=MAX_SNAPLEN
+            )
+        except FilterError as exc:
+            raise UsageError(
+                f"--exclude {expression!r}: {exc.message}", hint=exc.hint
+            ) from exc
+
+
+async def _accept(
+    runner: web.AppRunner, core: Core, listeners: Sequence[Listener]
+) -> list[asyncio.Server]:
+    server = runner.server
+    assert server is not None  # noqa: S101 - set up before
+    loop = asyncio.get_running_loop()
+    factory = lambda: core.connections.protocol(server)  # noqa: E731
+    return [
+        await (
+            loop.create_server(factory, sock=each.socket)
+            if isinstance(each.address, TcpAddress)
+            else loop.create_unix_server(factory, sock=each.socket)
+        )
+        for each in listeners
+    ]
+
+
+async def _run(core: Core) -> None:
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_until_signal(), name="signals")
+            tasks.create_task(_watch(core), name="watch")
+    except* _Shutdown:
+        _log.info("ending")
+
+
+async def _until_signal() -> None:
+    come = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, come.set)
+    await come.wait()
+    raise _Shutdown
+
+
+async def _watch(core: Core) -> None:
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        core.connections.sweep()
+        if len(core.streams):
+            core.streams.refresh(interfaces())
+
+
+async def _end(core: Core, servers: Sequence[asyncio.Server]) -> None:
+    for server in servers:
+        server.close()
+    core.streams.stop()
+    try:
+        async with asyncio.timeout(_STREAM_GRACE_SECONDS):
+            await core.streams.all_closed()
+    except TimeoutError:
+        _log.warning(
+            "%d streams were cut: their clients take nothing", len(core.streams)
+        )
+    core.connections.abort()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CUT_GRACE_SECONDS):
+            await core.streams.all_closed()

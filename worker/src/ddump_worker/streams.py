@@ -1,0 +1,207 @@
+"""The streams of this worker: where each is in its life, and the sums over all."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ddump_common.api import StreamInfo, StreamState, Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ddump_common.api import CaptureQuery
+
+    from .capture import LiveCapture
+    from .interfaces import Interface
+
+__all__ = ["Stream", "Streams"]
+
+TRANSITIONS: dict[StreamState, frozenset[StreamState]] = {
+    StreamState.OPENING: frozenset({StreamState.RUNNING, StreamState.CLOSED}),
+    StreamState.RUNNING: frozenset({StreamState.DRAINING, StreamState.CLOSED}),
+    StreamState.DRAINING: frozenset({StreamState.CLOSED}),
+    StreamState.CLOSED: frozenset(),
+}
+
+
+class DropMeter:
+    """Sums what network interfaces dropped, as their counters start anew at times."""
+
+    def __init__(self, interfaces: Sequence[Interface], chosen: frozenset[int]) -> None:
+        self._chosen = chosen
+        self._last = {each.index: each.dropped for each in interfaces}
+        self.dropped = 0
+
+    def observe(self, interfaces: Sequence[Interface]) -> None:
+        """Take the counters of now. An interface that is new starts at 0."""
+        for each in interfaces:
+            last = self._last.get(each.index, 0)
+            if not self._chosen or each.index in self._chosen:
+                # Less than before: another interface of that index, or a reset.
+                self.dropped += (
+                    each.dropped - last if each.dropped >= last else each.dropped
+                )
+            self._last[each.index] = each.dropped
+
+
+class Stream:
+    """One request for packets, from its acceptance to its end."""
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        client: str,
+        query: CaptureQuery,
+        started_ns: int,
+        meter: DropMeter,
+    ) -> None:
+        self.number = number
+        self.client = client
+        self.query = query
+        self.started_ns = started_ns
+        self.state = StreamState.OPENING
+        self._capture: LiveCapture | None = None
+        self._meter = meter
+        self._stopping = False
+
+    def run(self, capture: LiveCapture) -> None:
+        """Take the open capture; the stream runs."""
+        self.move(StreamState.RUNNING)
+        self._capture = capture
+        if self._stopping:
+            capture.stop()
+
+    def move(self, state: StreamState) -> None:
+        """Enter the next state of its life."""
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a stream that is {self.state} cannot become {state}")
+        self.state = state
+
+    def stop(self) -> None:
+        """Have the stream end cleanly, as soon as it runs."""
+        self._stopping = True
+        if self._capture is not None:
+            self._capture.stop()
+
+    def refresh(self, interfaces: Sequence[Interface]) -> None:
+        """Take the counters of the kernel and of the interfaces."""
+        self._meter.observe(interfaces)
+        if self._capture is not None:
+            self._capture.refresh()
+
+    def info(self) -> StreamInfo:
+        """Return what is known of it now."""
+        capture = self._capture
+        return StreamInfo(
+            id=self.number,
+            client=self.client,
+            state=self.state,
+            filter=self.query.filter,
+            started_ns=self.started_ns,
+            packets=capture.packets if capture else 0,
+            bytes=capture.data_bytes if capture else 0,
+            dropped=capture.dropped if capture else 0,
+            interface_dropped=self._meter.dropped,
+            buffer_bytes=capture.granted if capture else 0,
+        )
+
+
+class Streams:
+    """All streams, and the sums that stay when they are gone."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, Stream] = {}
+        self._numbers = itertools.count(1)
+        self._ended: Counter[str] = Counter()
+        self._stopping = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.refused: Counter[str] = Counter()
+        """How many requests were refused, by reason."""
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._open.values()))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(
+        self,
+        *,
+        client: str,
+        query: CaptureQuery,
+        started_ns: int,
+        interfaces: Sequence[Interface],
+        chosen: frozenset[int],
+    ) -> Stream:
+        """Begin a stream; ``chosen`` are its interfaces, none means all."""
+        stream = Stream(
+            number=next(self._numbers),
+            client=client,
+            query=query,
+            started_ns=started_ns,
+            meter=DropMeter(interfaces, chosen),
+        )
+        self._open[stream.number] = stream
+        self._empty.clear()
+        if self._stopping:
+            stream.stop()
+        return stream
+
+    def close(self, stream: Stream) -> StreamInfo:
+        """End a stream; return its last account."""
+        stream.move(StreamState.CLOSED)
+        info = stream.info()
+        del self._open[stream.number]
+        if not self._open:
+            self._empty.set()
+        self._ended.update(
+            streams=1,
+            packets=info.packets,
+            bytes=info.bytes,
+            dropped=info.dropped,
+            interface_dropped=info.interface_dropped,
+        )
+        return info
+
+    def stop(self) -> None:
+        """Have all streams end cleanly, those too that begin from now on."""
+        self._stopping = True
+        for stream in self:
+            stream.stop()
+
+    async def all_closed(self) -> None:
+        """Wait until no stream is open. Cancelling changes nothing."""
+        await self._empty.wait()
+
+    def refresh(self, interfaces: Sequence[Interface]) -> None:
+        """Take the counters of the kernel and of the interfaces for all streams."""
+        for stream in self:
+            stream.refresh(interfaces)
+
+    def infos(self) -> list[StreamInfo]:
+        """Return what is known of each open stream."""
+        return [stream.info() for stream in self]
+
+    def states(self) -> dict[str, int]:
+        """Return how many streams are in each state, and how many were closed."""
+        counts = Counter(stream.state.value for stream in self)
+        counts[StreamState.CLOSED.value] += self._ended["streams"]
+        return {state.value: counts[state.value] for state in StreamState}
+
+    def totals(self) -> Totals:
+        """Return the sums over all streams since the start."""
+        infos = self.infos()
+        return Totals(
+            packets=self._ended["packets"] + sum(i.packets for i in infos),
+            bytes=self._ended["bytes"] + sum(i.bytes for i in infos),
+            dropped=self._ended["dropped"] + sum(i.dropped for i in infos),
+            interface_dropped=self._ended["interface_dropped"]
+            + sum(i.interface_dropped for i in infos),
+            streams=self._ended["streams"] + len(infos),
+            refused=self.refused.total(),
+        )
