@@ -10,24 +10,26 @@ from pathlib import Path
 
 import click
 
-from ddump_merger.cli import command as ddump
-from ddump_worker.cli import command as ddump_worker
+from ddump_merger.cli import merge_command, status_command
+from ddump_worker.cli import command as worker_command
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
-    ROOT / "README.rst": {"ddump": ddump, "ddump-worker": ddump_worker},
-    ROOT / "merger/README.rst": {"ddump": ddump},
-    ROOT / "worker/README.rst": {"ddump-worker": ddump_worker},
+    ROOT / "README.rst": {
+        "ddump": merge_command,
+        "ddump status": status_command,
+        "ddump-worker": worker_command,
+    },
 }
 
 
 def table(program: str, command: click.Command) -> str:
     """Return the options of ``command`` as an RST table."""
     rows = [f".. list-table:: ``{program}``", "   :widths: 35 65", ""]
-    with click.Context(command, info_name=program) as context:
+    with click.Context(command, **command.context_settings) as context:
         for parameter in command.get_params(context):
             record = parameter.get_help_record(context)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 names, text = record
                 text = re.sub(r"\s+", " ", text).replace("*", r"\*").replace("|", r"\|")
                 rows += [f"   * - ``{names}``", f"     - {text}"]
