@@ -334,7 +334,9 @@ class _Stderr(logging.Handler):
 
 def _configure_logging(*, quiet: bool, verbose: int) -> None:
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()], force=True)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[_Stderr()], force=True
+    )
     logging.getLogger(__package__).setLevel(logging.ERROR if quiet else level)
 
 

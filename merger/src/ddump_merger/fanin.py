@@ -49,6 +49,9 @@ _TICKS_PER_HOLD = 10
 _SHORTEST_TICK = 0.010
 _LONGEST_TICK = 0.100
 
+# What is given to the sink at a time, to wake its thread less often.
+_PUT_BYTES = 1 << 20
+
 # A worker ends a stream of a given duration itself. One that does not know the
 # parameter is ended this much later, in seconds, so that no packet is cut off.
 _DURATION_GRACE = 2.0
@@ -231,8 +234,8 @@ class Fanin:
         while True:
             self._wake.clear()
             if self._begin():
-                while data := self._merge.data_to_send():
-                    await self._put(data)
+                while pieces := self._take_pieces():
+                    await self._put(pieces)
             if self._finished():
                 return
             if not self._wake.is_set():
@@ -292,9 +295,18 @@ class Fanin:
         if index >= 0:
             self._lanes[index].wanted.set()
 
-    async def _put(self, data: bytes) -> None:
+    def _take_pieces(self) -> list[bytes]:
+        """Return what the merge releases now, up to a size: none at the end."""
+        pieces = []
+        size = 0
+        while size < _PUT_BYTES and (data := self._merge.data_to_send()):
+            pieces.append(data)
+            size += len(data)
+        return pieces
+
+    async def _put(self, pieces: list[bytes]) -> None:
         """Give data to the sink; while that is full, nobody reads."""
-        self._sink.put(data)
+        self._sink.put(*pieces)
         if not self._sink.full:
             return
         self._flow.clear()

@@ -78,4 +78,4 @@ def link_type_name(link_type: int) -> str:
 
 def is_micro(beginning: bytes) -> bool:
     """Return whether a file that begins so cannot hold finer times than microseconds."""
-    return beginning[:4] in _MICRO_MAGIC
+    return beginning in _MICRO_MAGIC

@@ -25,6 +25,7 @@ from ._merge import Merge
 from .fanin import Fanin
 from .header import OutputHeader, is_micro
 from .lane import Lane
+from .memory import keep_freed_memory
 from .output import Output
 from .sink import Sink
 from .source import FileReader, FileSource
@@ -61,6 +62,7 @@ def run_job(config: Config) -> ExitCode:
         BaseExceptionGroup: the output failed under way.
 
     """
+    keep_freed_memory()
     precision = config.precision or _finest_precision(config)
     _raise_descriptor_limit(len(config.targets) * 2 + _SPARE_DESCRIPTORS)
     context = (
@@ -183,22 +185,23 @@ def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | N
 
 def _finest_precision(config: Config) -> Precision:
     """Return nanoseconds when a file may hold them: nothing is cut unasked."""
-    for target in config.file_targets:
-        if not is_micro(_beginning(target)):
-            return Precision.NANO
-    return Precision.MICRO
+    if all(_is_micro(target) for target in config.file_targets):
+        return Precision.MICRO
+    return Precision.NANO
 
 
-def _beginning(target: FileTarget) -> bytes:
-    """Return the first bytes of a regular file; none of anything else."""
+def _is_micro(target: FileTarget) -> bool:
+    """Return whether nothing in the file can be finer, as far as can be seen now."""
+    if target.is_standard_input:
+        return False
     path = Path(target.path)
     try:
-        if target.is_standard_input or not path.is_file():
-            return b""
+        if not path.is_file():
+            return not path.exists()
         with path.open("rb") as file:
-            return file.read(4)
+            return is_micro(file.read(4))
     except OSError:
-        return b""  # said when it is opened
+        return True  # why it cannot be read is said when it is opened
 
 
 def _check_not_input(config: Config, output: Output) -> None:

@@ -72,11 +72,11 @@ class Sink:
         """The bytes that were taken by the system."""
         return self._written_bytes
 
-    def put(self, data: bytes) -> None:
-        """Queue ``data``, whatever the queue holds already."""
+    def put(self, *pieces: bytes) -> None:
+        """Queue ``pieces``, whatever the queue holds already."""
         with self._lock:
-            self._queue.append(data)
-            self._queued_bytes += len(data)
+            self._queue.extend(pieces)
+            self._queued_bytes += sum(map(len, pieces))
             self._wake_thread()
 
     async def room(self) -> None:
