@@ -66,7 +66,11 @@ class Network:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    done = subprocess.run(
+        ["ip", *arguments], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
 
 
 def _new_namespace(name: str) -> None:
@@ -118,6 +122,19 @@ def network(count: int, *, prefix: str = "ddump") -> Iterator[Network]:
             _ip("-n", host.namespace, "link", "set", "eth0", "up")
             hosts.append(host)
         yield Network(client=client, hosts=tuple(hosts))
+
+
+def may_make_namespaces() -> bool:
+    """Whether a namespace can be made here, and a program run in it."""
+    name = f"ddump-probe-{os.getpid()}"
+    try:
+        _ip("netns", "add", name)
+        _ip("netns", "exec", name, "true")
+    except OSError:
+        return False
+    finally:
+        _delete(name)
+    return True
 
 
 def _delete(name: str) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.namespaces import network
+from support.namespaces import may_make_namespaces, network
 from support.programs import DDUMP, await_streams, started, worker
 
 FILTER = "icmp or udp port 53"
@@ -145,15 +144,6 @@ def ask(client: socket.socket, server: socket.socket) -> None:
         _, address = server.recvfrom(512)
         server.sendto(ANSWER, address)
         client.recvfrom(512)
-
-
-def may_make_namespaces() -> bool:
-    name = f"ddump-demo-probe-{os.getpid()}"
-    made = subprocess.run(
-        ["ip", "netns", "add", name], check=False, capture_output=True
-    )
-    subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
-    return made.returncode == 0
 
 
 if __name__ == "__main__":
