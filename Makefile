@@ -8,7 +8,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_LINK_MODE := copy
 KERNELS := $(wildcard */src/*/*.pyx */src/*/*.pxd)
 
-.PHONY: help system sync format lint types test asan fuzz bench demo ci clean
+.PHONY: help system privileged sync format lint types test asan fuzz bench demo ci clean
 .DEFAULT_GOAL := help
 
 help: ## List what can be made
@@ -16,6 +16,9 @@ help: ## List what can be made
 
 system: ## Install the system packages that are missing (needs root for that)
 	@.ci/system
+
+privileged:
+	@.ci/privileges "make $(MAKECMDGOALS)"
 
 sync: $(VENV)/.ready ## Make .venv with the three distributions and every tool
 
@@ -34,8 +37,7 @@ lint: sync ## Check style, spelling and who may import whom
 types: sync ## Check types, and the kernels' stubs against the kernels
 	$(BIN)/mypy && $(BIN)/python -m mypy.stubtest ddump_worker._pcap ddump_merger._merge
 
-test: sync ## Run the tests, on real traffic (needs root)
-	@.ci/privileges "make test"
+test: privileged sync ## Run the tests, on real traffic (needs root)
 	$(BIN)/pytest $(ARGS)
 
 asan: sync ## Run the tests of the kernels under AddressSanitizer
@@ -44,12 +46,10 @@ asan: sync ## Run the tests of the kernels under AddressSanitizer
 fuzz: sync ## Feed the kernels hostile bytes for SECONDS under AddressSanitizer
 	tests/fuzz/fuzz.sh $(or $(SECONDS),60)
 
-bench: sync ## Measure against tcpdump, mergecap, tcpslice and curl, side by side
-	@.ci/privileges "make bench"
+bench: privileged sync ## Measure against tcpdump, mergecap, tcpslice and curl, side by side
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit; done
 
-demo: sync ## Show the tool working: two workers, traffic, one merged capture
-	@.ci/privileges "make demo"
+demo: privileged sync ## Show the tool working: two workers, traffic, one merged capture
 	@$(BIN)/python tests/system/demo.py
 
 ci: lint types test ## What .ci/run runs
