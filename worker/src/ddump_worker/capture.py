@@ -1,8 +1,8 @@
 """Live captures on the event loop.
 
-A handle never blocks once it is open. Its descriptor is watched by the loop only
-while its capture waits for packets: a full ring stays readable, and while the client
-takes nothing that would turn the loop for nothing. Opening and closing block, and run
+A handle never blocks once it is open. Its descriptor is not watched by the loop while
+packets wait for the client: a full ring stays readable, and that would turn the loop
+for nothing. Opening and closing block, and run
 on a small executor.
 
 A packet waits in the kernel until its block is full or ``RETIRE_MS`` old; older
@@ -233,6 +233,7 @@ class LiveCapture:
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._watched = False
         self._stopping = False
         self._closed = False
         self._dropped = 0
@@ -343,8 +344,9 @@ class LiveCapture:
         if self._stopping and wakeable:
             return
         self._waiter = self._loop.create_future()
-        descriptor = self._handle.fileno()
-        self._loop.add_reader(descriptor, self._wake)
+        if not self._watched:
+            self._loop.add_reader(self._handle.fileno(), self._on_readable)
+            self._watched = True
         timer = (
             None if deadline == math.inf else self._loop.call_at(deadline, self._wake)
         )
@@ -352,9 +354,20 @@ class LiveCapture:
             await self._waiter
         finally:
             self._waiter = None
-            self._loop.remove_reader(descriptor)
             if timer is not None:
                 timer.cancel()
+
+    def _on_readable(self) -> None:
+        # The descriptor stays watched from one batch to the next, and is given up when
+        # packets come while the client still has to take the last one.
+        if self._waiter is None:
+            self._unwatch()
+        self._wake()
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._loop.remove_reader(self._handle.fileno())
+            self._watched = False
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -364,4 +377,5 @@ class LiveCapture:
         """Have the handle closed on a thread; again is harmless."""
         if not self._closed:
             self._closed = True
+            self._unwatch()
             self._on_close()

@@ -21,7 +21,7 @@ from .service import serve
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
 
 class _Parsed(click.ParamType[object]):
@@ -156,7 +156,7 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     help="The most connections at once.",
 )
 @click.version_option(__version__, prog_name="ddump-worker")
-def main(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
+def command(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
     r"""Capture packets on this host and stream them over HTTP.
 
     \b
@@ -190,3 +190,8 @@ def _report(group: BaseExceptionGroup[DdumpError]) -> ExitCode:
             click.echo(f"Error: {error}", err=True)
             worst = max(worst, error.exit_code)
     return worst
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    command(prog_name="ddump-worker")
