@@ -9,7 +9,6 @@ run into a file shows that everything is there and in order.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from support.namespaces import network
 from support.programs import DDUMP, await_streams, status, worker
 from support.traffic import FILTER, PORT
 
-PACKETS = 400_000
+PACKETS = 600_000
 RATE = 100_000
 ROUNDS = 3
 DRAIN_SECONDS = 20
@@ -56,7 +55,8 @@ def generate(net) -> float:
 def fetch(net, urls, commands) -> tuple[float, float, list[str]]:
     """Run the client ``commands`` while packets are sent.
 
-    Returns the clients' CPU seconds, the rate of each generator, and what they said.
+    Returns the CPU seconds that the clients took from when their streams were open until
+    all was delivered, the rate of each generator, and what the clients said.
     """
     with net.client.entered():
         clients = [
@@ -65,22 +65,28 @@ def fetch(net, urls, commands) -> tuple[float, float, list[str]]:
         ]
         await_streams(urls)
         before = [dropped(url) for url in urls]
+        idle = sum(cpu_seconds(client.pid) for client in clients)
         rate = generate(net)
         await_delivered(urls)
+        cpu = sum(cpu_seconds(client.pid) for client in clients) - idle
         lost = sum(dropped(url) - then for url, then in zip(urls, before, strict=True))
-    cpu, said = 0.0, []
+    said = []
     for client in clients:
         client.terminate()
-        said.append(client.stderr.read())
-        client.stderr.close()
-        _, _, usage = os.wait4(client.pid, 0)
-        client.returncode = 0
-        cpu += usage.ru_utime + usage.ru_stime
+        said.append(client.communicate(timeout=DRAIN_SECONDS)[1])
     with net.client.entered():
         await_streams(urls, running=0)
     if lost:
         print(f"    the kernel dropped {lost}")
     return cpu, rate, said
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the time that all threads of a process spent on a CPU."""
+    return sum(
+        int(path.read_text().split()[0]) / 1e9
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat")
+    )
 
 
 def dropped(url: str) -> int:
