@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ddump_common.errors import CorruptError
 from ddump_merger._merge import Merge
 from support.captures import SLL, SLL2, Cooked, Record, parse_records, pcap, pcapng
 from support.merges import drain, merge_whole
@@ -131,4 +132,14 @@ def test_the_conversion_is_chosen_whichever_comes_first(late_header):
         merge.receive_data(0, capture)
         merge.start(SLL)
     merge.receive_eof(0)
+    assert parse_records(drain(merge)) == [Record(S, PACKETS[0].sll())]
+
+
+def test_what_came_with_the_link_type_and_an_error_is_converted():
+    # All in one piece: the interface, a packet, and a block that cannot be.
+    capture = pcapng([Record(S, PACKETS[0].sll2())], link_type=SLL2) + bytes(12)
+    merge = Merge(1)
+    merge.start(SLL)
+    with pytest.raises(CorruptError, match="a block claims 0 bytes"):
+        merge.receive_data(0, capture)
     assert parse_records(drain(merge)) == [Record(S, PACKETS[0].sll())]

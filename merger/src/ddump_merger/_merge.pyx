@@ -377,6 +377,8 @@ cdef class Merge:
             reader_feed(reader, chunk, octets + start, size)
             self.drop(input, chunk)
         self.bury()
+        if reader.link_type != link_type:  # before all else: what came with it is queued
+            self.check_link_type(number)
         self.rank(number)
         if reader.newest_ns >= 0:
             self.raise_watermark(number, reader.newest_ns - self.disorder_ns)
@@ -387,8 +389,6 @@ cdef class Merge:
             raise CorruptError(
                 _FAULTS[<int>reader.fault].format(reader.fault_value), offset=reader.offset
             )
-        if reader.link_type != link_type:
-            self.check_link_type(number)
         return 0
 
     cdef int check_link_type(self, uint32_t number) except -1:
