@@ -1,0 +1,126 @@
+"""Build the kernels with AddressSanitizer and UBSan, and run a command that uses them.
+
+    sanitized.py COMMAND [ARGUMENTS...]
+
+The command, a program of the environment that runs this (``pytest``, ``python``), finds
+the two packages in a temporary copy; the source folders are left as they are. What
+either sanitizer finds ends the command with a report on stderr and a failing status.
+Leaks are not looked for: the interpreter itself never gives everything back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ("merger", "worker")
+FLAGS = (
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+)
+
+
+def build(distribution, folder):
+    """Compile the kernel of ``distribution`` in a copy of its sources."""
+    source = ROOT / distribution / "src"
+    shutil.copytree(
+        source, folder, ignore=shutil.ignore_patterns("*.so", "*.c", "*.egg-info")
+    )
+    with (source.parent / "pyproject.toml").open("rb") as file:
+        (module,) = tomllib.load(file)["tool"]["setuptools"]["ext-modules"]
+    pyx = folder / Path(module["sources"][0]).relative_to("src")
+    subprocess.run(
+        [sys.executable, "-m", "cython", "-3", pyx.relative_to(folder)],
+        check=True,
+        cwd=folder,
+    )
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    subprocess.run(
+        [
+            "gcc",
+            *FLAGS,
+            "-fPIC",
+            "-shared",
+            f"-I{sysconfig.get_path('include')}",
+            pyx.with_suffix(".c"),
+            "-o",
+            pyx.with_suffix(suffix),
+            *(f"-l{library}" for library in module.get("libraries", ())),
+        ],
+        check=True,
+    )
+    return module["name"], pyx.with_suffix(suffix)
+
+
+def environment(folders, reports):
+    """Return the variables with which a program runs on the kernels of ``folders``.
+
+    The sanitizers report into files whose names begin with ``reports``: pytest would
+    keep their stderr to itself when the process ends.
+    """
+    libasan = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "LD_PRELOAD": str(Path(libasan).resolve()),
+        "PYTHONMALLOC": "malloc",  # each object of its own, so that its end is seen
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={reports}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={reports}",
+    }
+
+
+def check_loaded(name, path, variables):
+    """Fail unless the sanitized kernel is the one that is imported."""
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import importlib, sys\n"
+            "module = importlib.import_module(sys.argv[1])\n"
+            "assert module.__file__ == sys.argv[2], module.__file__",
+            name,
+            path,
+        ],
+        check=True,
+        env=variables,
+    )
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="ddump-sanitized-") as name:
+        folders = [Path(name) / distribution for distribution in KERNELS]
+        kernels = [
+            build(distribution, folder)
+            for distribution, folder in zip(KERNELS, folders, strict=True)
+        ]
+        reports = Path(name) / "report"
+        variables = environment(folders, reports)
+        for module, path in kernels:
+            check_loaded(module, path, variables)
+        program = Path(sys.executable).parent / sys.argv[1]
+        status = subprocess.run(
+            [program, *sys.argv[2:]], env=variables, check=False
+        ).returncode
+        for report in Path(name).glob("report.*"):
+            sys.stderr.write(report.read_text())
+            status = status or 1
+        return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
