@@ -30,6 +30,10 @@ FORMATS = [
     lambda records: pcapng(records, byte_order=">"),
 ]
 
+# The machine may be busy: how long an example takes is not what is judged here.
+settings.register_profile("merge", deadline=None)
+calm = settings.get_profile("merge")
+
 # Few different times, so that many are equal; some far apart.
 moments = st.one_of(st.integers(0, 12), st.integers(0, (1 << 32) * 10**9 - 1))
 payloads = st.binary(max_size=40)
@@ -97,6 +101,7 @@ def feed_interleaved(data, merge, captures):
     return out + drain(merge)
 
 
+@calm
 @given(st.data(), inputs_of_any_disorder())
 def test_equals_a_stable_sort_of_the_union(data, inputs):
     merge = Merge(len(inputs), disorder_ns=LARGE, nano=True)
@@ -111,6 +116,7 @@ def test_equals_a_stable_sort_of_the_union(data, inputs):
         assert merge.buffered(i) == 0
 
 
+@calm
 @given(st.data(), inputs_of_bounded_disorder())
 def test_bounded_disorder_is_mended_whatever_the_timing(data, bounded):
     disorder, inputs = bounded
@@ -121,6 +127,7 @@ def test_bounded_disorder_is_mended_whatever_the_timing(data, bounded):
     assert [merge.counters(i)[2] for i in range(len(inputs))] == [0] * len(inputs)
 
 
+@calm
 @given(st.data(), inputs_of_any_disorder(), st.integers(0, 1000))
 def test_nothing_is_lost_and_late_is_what_it_says(data, inputs, disorder):
     merge = Merge(len(inputs), disorder_ns=disorder, nano=True)
@@ -132,6 +139,7 @@ def test_nothing_is_lost_and_late_is_what_it_says(data, inputs, disorder):
     assert late == late_in(record.timestamp_ns for record in records)
 
 
+@calm
 @given(inputs_of_any_disorder(), st.booleans())
 def test_pcapng_holds_the_same_and_names_the_input(inputs, nano):
     merge = Merge(len(inputs), disorder_ns=LARGE, pcapng=True, nano=nano)
@@ -159,7 +167,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(calm, max_examples=300)
 @given(st.lists(steps, max_size=60), st.integers(0, 8))
 def test_every_step_is_that_of_the_plain_merge(steps, disorder):
     merge = Merge(3, disorder_ns=disorder, nano=True)
@@ -192,6 +200,7 @@ def test_every_step_is_that_of_the_plain_merge(steps, disorder):
         assert merge.counters(i) == (len(released), octets, late, 0)
 
 
+@calm
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 50)), max_size=150),
     st.lists(st.tuples(st.integers(0, 30_000), st.booleans()), min_size=4, max_size=4),
@@ -231,6 +240,7 @@ cooked = st.builds(
 )
 
 
+@calm
 @given(st.lists(cooked, max_size=20))
 def test_cooked_headers_survive_both_ways(packets):
     for source, target, pick in ((SLL, SLL2, 0), (SLL2, SLL, 1)):

@@ -96,14 +96,20 @@ cdef inline bint earlier(const Record *one, const Record *other) noexcept nogil:
     return one.sequence < other.sequence
 
 
+# There is no stray without a chain: each is earlier than one in it, which leaves later.
+cdef inline bint stray_is_first(const Queue *queue) noexcept nogil:
+    return queue.stray_count != 0 and earlier(
+        &queue.strays[0], &queue.first.records[queue.start]
+    )
+
+
 # Return the earliest record, valid until the queue changes; NULL when there is none.
 cdef inline const Record *queue_first(const Queue *queue) noexcept nogil:
-    cdef const Record *first = NULL
-    if queue.in_order:
-        first = &queue.first.records[queue.start]
-    if queue.stray_count and (first == NULL or earlier(&queue.strays[0], first)):
-        first = &queue.strays[0]
-    return first
+    if not queue.in_order:
+        return NULL
+    if stray_is_first(queue):
+        return &queue.strays[0]
+    return &queue.first.records[queue.start]
 
 
 # Add a record and number it; -1: no memory, and nothing has changed.
@@ -141,10 +147,7 @@ cdef inline int queue_push(Queue *queue, Pool *pool, Record *record) noexcept no
 # Remove the record that queue_first() names; the queue is not empty.
 cdef inline void queue_pop(Queue *queue, Pool *pool) noexcept nogil:
     cdef Block *block
-    if queue.stray_count and (
-        not queue.in_order
-        or earlier(&queue.strays[0], &queue.first.records[queue.start])
-    ):
+    if stray_is_first(queue):
         strays_pop(queue)
         return
     queue.start += 1
