@@ -311,6 +311,8 @@ cdef class Capture:
         cdef int status
         if not 1 <= snaplen <= MAX_SNAPLEN:
             raise ValueError(f"a snaplen of {snaplen}")
+        if buffer_size <= 0:  # libpcap would take its default, in silence
+            raise ValueError(f"a buffer of {buffer_size}")
         memset(&self._sink, 0, sizeof(self._sink))
         self._sink.snaplen = <bpf_u_int32>snaplen
         self._sink.nano = nano
@@ -441,7 +443,9 @@ cdef class Capture:
         cdef pcap_stat counters
         memset(&counters, 0, sizeof(counters))
         if pcap_stats(self._handle, &counters) != 0:
-            self._fail(text(pcap_geterr(self._handle)))
+            from ddump_common.errors import CaptureError
+
+            raise CaptureError(text(pcap_geterr(self._handle)))
         self._received += <unsigned int>(counters.ps_recv - self._last_received)
         self._dropped += <unsigned int>(counters.ps_drop - self._last_dropped)
         self._missed += <unsigned int>(counters.ps_ifdrop - self._last_missed)

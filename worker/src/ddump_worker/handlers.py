@@ -115,7 +115,7 @@ async def _stream(
         response = _response()
         end = await _deliver(request, response, stream, live)
     except (asyncio.CancelledError, ConnectionError):
-        end = "the client left" if request.transport is None else "cut"
+        end = "cut" if core.streams.stopping else "the client left"
         raise
     except DdumpError as exc:
         end = exc.message

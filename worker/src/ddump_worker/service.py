@@ -55,6 +55,10 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
         CaptureError: this host cannot capture.
 
     """
+    # At once: who ends a worker while it starts shall see it end in order as well.
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
     async with contextlib.AsyncExitStack() as stack:
         # First of all, whether this process may capture at all.
         stack.callback(Promiscuous(config.promiscuous).close)
@@ -85,7 +89,7 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
         stack.push_async_callback(_end, core, servers)
         for listener in listeners:
             announce(str(listener.address))
-        await _run(core)
+        await _run(core, ending)
 
 
 def _core(
@@ -146,21 +150,17 @@ async def _accept(
     ]
 
 
-async def _run(core: Core) -> None:
+async def _run(core: Core, ending: asyncio.Event) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_until_signal(), name="signals")
+            tasks.create_task(_until(ending), name="signals")
             tasks.create_task(_watch(core), name="watch")
     except* _Shutdown:
         _log.info("ending")
 
 
-async def _until_signal() -> None:
-    come = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, come.set)
-    await come.wait()
+async def _until(ending: asyncio.Event) -> None:
+    await ending.wait()
     raise _Shutdown
 
 

@@ -117,7 +117,8 @@ class Streams:
         self._open: dict[int, Stream] = {}
         self._numbers = itertools.count(1)
         self._ended: Counter[str] = Counter()
-        self._stopping = False
+        self.stopping = False
+        """Whether streams are to end, those too that begin from now on."""
         self._empty = asyncio.Event()
         self._empty.set()
         self.refused: Counter[str] = Counter()
@@ -148,7 +149,7 @@ class Streams:
         )
         self._open[stream.number] = stream
         self._empty.clear()
-        if self._stopping:
+        if self.stopping:
             stream.stop()
         return stream
 
@@ -170,7 +171,7 @@ class Streams:
 
     def stop(self) -> None:
         """Have all streams end cleanly, those too that begin from now on."""
-        self._stopping = True
+        self.stopping = True
         for stream in self:
             stream.stop()
 

@@ -1,0 +1,137 @@
+"""The helper process: what it reads, writes, and may take."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ddump_worker import compiler
+from ddump_worker._pcap import compile_filter
+from ddump_worker.filters import _COMMAND
+from ddump_worker.program import cook
+
+PORTS = " or ".join(f"port {number}" for number in range(1, 600, 2))
+
+
+def helper(text: bytes, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *_COMMAND, *(arguments or ("113", "262144"))],
+        input=text,
+        capture_output=True,
+        check=False,
+        timeout=20,
+    )
+
+
+def expected(expression: str, *, link_type: int = 113, snaplen: int = 262144) -> bytes:
+    code = compile_filter(expression, link_type=link_type, snaplen=snaplen)
+    return b"+" + cook(code, link_type=link_type, snaplen=snaplen)
+
+
+@pytest.mark.parametrize(
+    ("text", "joined"),
+    [
+        (b"udp\0not port 5", "(udp) and (not port 5)"),
+        (b"a" + b"rp\0", "arp"),
+        (b"\0tcp", "tcp"),
+        (b"", ""),
+        (b" \n \0 ", ""),
+    ],
+)
+def test_the_program_is_that_of_both_expressions(text, joined):
+    done = helper(text)
+    assert (done.stdout, done.stderr) == (expected(joined), b"")
+
+
+def test_link_type_and_snaplen_are_arguments():
+    done = helper(b"udp\0", "276", "100")
+    assert done.stdout == expected("udp", link_type=276, snaplen=100)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"tcp) or (udp\0arp", b"syntax error"),
+        (b"vlan\0", b"no VLAN support"),
+        (b"tcp and udp\0", b"rejects all packets"),
+        (b"link[4:2] = 6\0", b"cannot filter by byte 4 of the cooked header"),
+    ],
+)
+def test_what_does_not_compile_is_refused_with_the_reason(text, reason):
+    done = helper(text)
+    assert done.stdout.startswith(b"-")
+    assert reason in done.stdout
+    assert done.returncode == 0
+
+
+def test_a_program_that_the_kernel_does_not_take_is_refused():
+    # Not optimized away, and longer than BPF_MAXINSNS.
+    sums = " and ".join(f"ip[{n}] + ip[{n + 1}] != {n}" for n in range(600))
+    done = helper(sums.encode())
+    assert done.stdout.startswith(b"-")
+    assert b"instructions, the kernel takes 4096" in done.stdout
+
+
+def test_a_filter_that_takes_too_long_is_killed():
+    began = time.monotonic()
+    done = helper(PORTS.encode())
+    assert done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+    assert done.stdout == b""
+    assert time.monotonic() - began < 15
+
+
+def test_the_helper_s_imports_stay_light():
+    """What it imports decides how long each capture takes to begin."""
+    script = (
+        "import sys; import ddump_worker.compiler; "
+        "print({'ssl', 'msgspec', 'asyncio', 'ddump_common', 'dataclasses'}"
+        " & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_its_limits_are_set():
+    script = (
+        "import resource, os; from ddump_worker.compiler import _limit; _limit(); "
+        "print(resource.getrlimit(resource.RLIMIT_CPU),"
+        " resource.getrlimit(resource.RLIMIT_AS),"
+        " resource.getrlimit(resource.RLIMIT_CORE), os.nice(0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    memory = 512 << 20
+    assert done.stdout.startswith(f"(2, 2) ({memory}, {memory}) (0, 0)")
+
+
+class TestAnswer:
+    """The same in this process, where no limit is set."""
+
+    def test_a_program(self):
+        assert compiler._answer(b"udp\0port 5 or arp", 113, 96) == expected(
+            "(udp) and (port 5 or arp)", snaplen=96
+        )
+
+    def test_a_refusal(self):
+        assert compiler._answer(b"foo bar\0", 113, 96).startswith(b"-")
+
+    def test_a_load_that_the_kernel_cannot_do(self):
+        assert b"byte 4" in compiler._answer(b"link[4:2] = 6\0", 113, 96)
+
+    def test_too_little_memory(self, monkeypatch):
+        def exhausted(*_, **__):
+            raise MemoryError
+
+        monkeypatch.setattr(compiler._pcap, "compile_filter", exhausted)
+        assert b"too much memory" in compiler._answer(b"udp\0", 113, 96)
+
+    def test_what_is_unforeseen_is_raised(self):
+        with pytest.raises(UnicodeDecodeError):
+            compiler._answer(b"\xff\0", 113, 96)

@@ -1,0 +1,122 @@
+"""Filters compiled in helper processes: results, refusals, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from ddump_common.errors import FilterError
+from ddump_common.pcap import LinkType
+from ddump_worker import filters
+from ddump_worker._pcap import compile_filter
+from ddump_worker.filters import BusyError, FilterCompiler
+from ddump_worker.program import cook
+from support.workers import wait_until
+
+SLOW = " or ".join(f"port {number}" for number in range(1, 600, 2))
+OPTIONS = {"link_type": LinkType.LINUX_SLL, "snaplen": 100}
+
+
+def children() -> set[int]:
+    return {
+        int(word)
+        for task in Path("/proc/self/task").iterdir()
+        for word in (task / "children").read_text().split()
+    }
+
+
+def program(expression: str) -> bytes:
+    return cook(
+        compile_filter(expression, link_type=113, snaplen=100),
+        link_type=113,
+        snaplen=100,
+    )
+
+
+async def test_a_filter_is_joined_with_all_exclusions():
+    code = await FilterCompiler().compile(
+        "udp or tcp", exclusions=["not port 1", "ip or arp"], **OPTIONS
+    )
+    assert code == program("(udp or tcp) and ((not port 1) and (ip or arp))")
+    assert not children()
+
+
+async def test_an_empty_filter_matches_all():
+    assert await FilterCompiler().compile("", **OPTIONS) == program("")
+
+
+@pytest.mark.parametrize("expression", ["foo bar", "vlan", "ether host 1:2:3:4:5:6"])
+async def test_a_refusal_has_the_library_s_words_and_a_hint(expression):
+    with pytest.raises(FilterError) as direct:
+        compile_filter(expression, link_type=113, snaplen=100)
+    with pytest.raises(FilterError) as caught:
+        await FilterCompiler().compile(expression, **OPTIONS)
+    assert caught.value.message == direct.value.message
+    assert "cooked" in caught.value.hint
+
+
+async def test_words_for_a_terminal_are_made_harmless():
+    with pytest.raises(FilterError) as caught:
+        await FilterCompiler().compile("host \x1b[31mred", **OPTIONS)
+    assert "\x1b" not in str(caught.value)
+
+
+async def test_what_takes_too_long_is_refused_in_time():
+    began = time.monotonic()
+    with pytest.raises(FilterError, match="too long") as caught:
+        await FilterCompiler().compile(SLOW, **OPTIONS)
+    assert time.monotonic() - began < 5.5
+    assert "portrange" in caught.value.hint
+    assert not children()
+
+
+async def test_what_waits_for_something_else_is_refused_in_time(monkeypatch):
+    monkeypatch.setattr(filters, "_COMMAND", ("-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(filters, "WALL_SECONDS", 0.3)
+    with pytest.raises(FilterError, match="too long"):
+        await FilterCompiler().compile("udp", **OPTIONS)
+    assert not children()
+
+
+async def test_a_helper_that_breaks_is_told_with_its_last_words(monkeypatch):
+    monkeypatch.setattr(filters, "_COMMAND", ("-c", "raise SystemExit('so sorry')"))
+    with pytest.raises(FilterError, match=r"status 1\): so sorry"):
+        await FilterCompiler().compile("udp", **OPTIONS)
+
+
+async def test_one_after_the_other_when_all_are_taken():
+    compiler = FilterCompiler(concurrency=1)
+    async with asyncio.TaskGroup() as tasks:
+        both = [
+            tasks.create_task(compiler.compile(expression, **OPTIONS))
+            for expression in ("udp", "tcp")
+        ]
+    assert [task.result() for task in both] == [program("udp"), program("tcp")]
+
+
+async def test_who_waits_too_long_is_told_that_others_are_busy(monkeypatch):
+    monkeypatch.setattr(filters, "_COMMAND", ("-c", "import time; time.sleep(60)"))
+    compiler = FilterCompiler(concurrency=1)
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(compiler.compile("udp", **OPTIONS))
+        await wait_until(children)
+        monkeypatch.setattr(filters, "WALL_SECONDS", 0.2)
+        with pytest.raises(BusyError, match="too many filters"):
+            await compiler.compile("tcp", **OPTIONS)
+        first.cancel()
+    assert not children()
+
+
+async def test_cancelling_leaves_no_process_and_gives_the_place_back():
+    compiler = FilterCompiler(concurrency=1)
+    for _ in range(3):
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(compiler.compile(SLOW, **OPTIONS))
+            await wait_until(children)
+            task.cancel()
+        assert task.cancelled()
+        assert not children()
+    assert await compiler.compile("udp", **OPTIONS) == program("udp")
