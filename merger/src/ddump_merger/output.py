@@ -65,17 +65,20 @@ class Output:
         return stat.S_ISFIFO(self._status.st_mode)
 
     @property
+    def is_regular(self) -> bool:
+        """Whether it is a file on a disk."""
+        return stat.S_ISREG(self._status.st_mode)
+
+    @property
     def identity(self) -> tuple[int, int] | None:
         """Device and inode of a regular file."""
-        if not stat.S_ISREG(self._status.st_mode):
-            return None
-        return self._status.st_dev, self._status.st_ino
+        return (self._status.st_dev, self._status.st_ino) if self.is_regular else None
 
     def begin(self) -> None:
         """Empty a file of our own, once, before the first byte."""
         if not self._begun:
             self._begun = True
-            if self._path is not None and self.identity is not None:
+            if self._path is not None and self.is_regular:
                 os.ftruncate(self.fd, 0)
 
     def close(self) -> None:

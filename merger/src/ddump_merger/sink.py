@@ -1,7 +1,8 @@
 """Writes the capture: one thread, a queue bounded in bytes, blocking writes.
 
 Blocking, because standard output is shared with other programs and its flags are not
-ours; on a thread, because a reader may take its time. The thread also notices that a
+ours; on a thread, because a reader may take its time. Where the system can write without
+waiting, what it takes is written at once and the thread sleeps on. The thread also notices that a
 pipe's reader has gone while there is nothing to write, so that ``ddump | head`` ends
 when head does.
 """
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from ddump_common.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .output import Output
 
@@ -33,6 +34,20 @@ QUEUE_BYTES = 4 << 20
 
 # One writev takes at most this many pieces (far below IOV_MAX).
 _MAX_PIECES = 64
+
+# Linux has it for devices and, since 6.4, for pipes. Elsewhere the thread writes all.
+_DO_NOT_WAIT: int = getattr(os, "RWF_NOWAIT", 0)
+
+
+def _after(
+    pieces: Sequence[bytes | memoryview], written: int
+) -> Sequence[bytes | memoryview]:
+    """Return ``pieces`` without their first ``written`` bytes."""
+    for index, piece in enumerate(pieces):
+        if written < len(piece):
+            return [memoryview(piece)[written:], *pieces[index + 1 :]]
+        written -= len(piece)
+    return []
 
 
 class Sink:
@@ -48,11 +63,11 @@ class Sink:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
+        self._at_once = _DO_NOT_WAIT != 0 and not output.is_regular
         self._lock = threading.Lock()
         # Under the lock:
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | memoryview] = deque()
         self._queued_bytes = 0
-        self._written_bytes = 0
         self._closing = False
         self._idle = False
         self._awaited = False
@@ -67,17 +82,30 @@ class Sink:
         """Whether ``room`` is to be awaited before the next ``put``."""
         return self._queued_bytes >= self._max_bytes
 
-    @property
-    def written_bytes(self) -> int:
-        """The bytes that were taken by the system."""
-        return self._written_bytes
-
     def put(self, *pieces: bytes) -> None:
-        """Queue ``pieces``, whatever the queue holds already."""
-        with self._lock:
-            self._queue.extend(pieces)
-            self._queued_bytes += sum(map(len, pieces))
-            self._wake_thread()
+        """Write what the system takes at once and queue the rest, however much it is."""
+        rest = self._write_at_once(pieces)
+        if rest:
+            with self._lock:
+                self._queue.extend(rest)
+                self._queued_bytes += sum(map(len, rest))
+                self._wake_thread()
+
+    def _write_at_once(self, pieces: Sequence[bytes]) -> Sequence[bytes | memoryview]:
+        """Return what is left after a write that does not wait, if there is such a one.
+
+        It spares the change of threads. An error is left for the thread to meet.
+        """
+        if not self._at_once or self._queued_bytes:  # what is queued comes first
+            return pieces
+        try:
+            written = os.pwritev(self._output.fd, pieces, -1, _DO_NOT_WAIT)
+        except BlockingIOError:
+            return pieces
+        except OSError:
+            self._at_once = False
+            return pieces
+        return _after(pieces, written)
 
     async def room(self) -> None:
         """Wait until the queue is at most half full. Cancelling it changes nothing.
@@ -163,23 +191,18 @@ class Sink:
             pieces = list(islice(self._queue, _MAX_PIECES))
         self._output.begin()
         size = sum(map(len, pieces))
-        views = [memoryview(piece) for piece in pieces]
-        while views:
-            written = self._write_some(views)
-            while views and written >= len(views[0]):
-                written -= len(views.pop(0))
-            if written:
-                views[0] = views[0][written:]
+        left: Sequence[bytes | memoryview] = pieces
+        while left:
+            left = _after(left, self._write_some(left))
         with self._lock:
             for _ in pieces:
                 self._queue.popleft()
             self._queued_bytes -= size
-            self._written_bytes += size
             self._notify()
 
-    def _write_some(self, views: list[memoryview]) -> int:
+    def _write_some(self, pieces: Sequence[bytes | memoryview]) -> int:
         try:
-            return os.writev(self._output.fd, views)
+            return os.writev(self._output.fd, pieces)
         except BlockingIOError:  # whoever shares the descriptor made it non-blocking
             poll = select.poll()
             poll.register(self._output.fd, select.POLLOUT)
