@@ -122,7 +122,7 @@ async def worker(
         async with asyncio.TaskGroup() as tasks:
             try:
                 async with asyncio.timeout(START_SECONDS):
-                    await _await_listening(running, len(listen))
+                    await _await_listening(running, max(len(listen), 1))
                 tasks.create_task(_collect(running))
                 yield running
                 await stop(running)

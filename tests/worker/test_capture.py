@@ -1,0 +1,347 @@
+"""Live captures on the loop: when they read, wait, stop, and are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import time
+
+import pytest
+
+from ddump_common.api import CaptureQuery
+from ddump_common.errors import CaptureError, FilterError
+from ddump_common.units import MILLISECONDS
+from ddump_worker import capture as capture_module
+from ddump_worker._pcap import compile_filter
+from ddump_worker.capacity import Capacity, ExhaustedError
+from ddump_worker.capture import Captures, EndReason, LiveCapture, ring_bytes
+from ddump_worker.program import cook
+from support.loopback import payloads, talker
+from support.workers import wait_until
+
+
+class Script:
+    """A handle that delivers what a test puts into it; readable while it holds some."""
+
+    def __init__(self):
+        self._reader, self._writer = socket.socketpair()
+        self._batches: list[bytes] = []
+        self.packets = self.data_bytes = 0
+        self.more = self.finished = False
+        self.reads = 0
+        self.until: int | None = None
+
+    def put(self, *batches: bytes) -> None:
+        self._batches.extend(batches)
+        self._writer.send(b"x" * len(batches))
+
+    def read_batch(self, target: int) -> bytes:
+        self.reads += 1
+        if not self._batches:
+            self.more = False
+            return b""
+        self._reader.recv(1)
+        batch = self._batches.pop(0)
+        self.packets += 1
+        self.data_bytes += len(batch)
+        self.more = bool(self._batches)
+        return batch
+
+    def stop_after(self, timestamp_ns: int) -> None:
+        self.until = timestamp_ns
+
+    def statistics(self) -> tuple[int, int, int]:
+        return 5, 3, 0
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+
+@pytest.fixture
+def script():
+    handle = Script()
+    yield handle
+    handle.close()
+
+
+def live(script, **query) -> LiveCapture:
+    return LiveCapture(
+        script, query=CaptureQuery(**query), granted=1, on_close=lambda: None
+    )
+
+
+class TestDeliver:
+    async def test_batches_are_sent_as_they_come(self, script):
+        capture, sent = live(script), []
+
+        async def send(batch):
+            sent.append(batch)
+            if len(sent) == 3:
+                script.finished = True
+
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(capture.deliver(send))
+            script.put(b"one", b"two")
+            await wait_until(lambda: len(sent) == 2)
+            script.put(b"three")
+        assert sent == [b"one", b"two", b"three"]
+        assert task.result() is EndReason.BYTES
+        capture.close()
+
+    async def test_nothing_is_read_while_the_client_takes_nothing(self, script):
+        capture, gate = live(script), asyncio.Event()
+
+        async def send(_):
+            await gate.wait()
+
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(capture.deliver(send))
+            script.put(b"one")
+            await wait_until(lambda: script.packets == 1)
+            script.put(b"two", b"three")
+            reads = script.reads
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert script.reads == reads
+            # The descriptor is readable all the time, and not watched any more.
+            assert not asyncio.get_running_loop().remove_reader(script.fileno())
+            gate.set()
+            await wait_until(lambda: script.packets == 3)
+            task.cancel()
+        capture.close()
+
+    async def test_cancelling_while_it_waits_leaves_nothing_behind(self, script):
+        capture = live(script, idle_ns=10**9)
+
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(capture.deliver(None))
+            await wait_until(lambda: script.reads > 0)
+            task.cancel()
+        capture.close()
+        assert not asyncio.get_running_loop().remove_reader(script.fileno())
+
+    async def test_others_have_their_turn_under_load(self, script):
+        capture, turns = live(script), []
+
+        async def send(_):
+            script.put(b"more")  # it never gets empty
+
+        async def other():
+            for _ in range(50):
+                await asyncio.sleep(0)
+                turns.append(script.packets)
+
+        async with asyncio.TaskGroup() as tasks:
+            script.put(b"one", b"two")
+            task = tasks.create_task(capture.deliver(send))
+            await tasks.create_task(other())
+            task.cancel()
+        assert max(turns) <= len(turns) + 2
+
+    async def test_a_packet_limit_is_named(self, script):
+        capture = live(script, packets=1)
+
+        async def send(_):
+            script.finished = True
+
+        script.put(b"one")
+        assert await capture.deliver(send) is EndReason.PACKETS
+
+    async def test_idle_begins_anew_with_each_packet(self, script):
+        capture = live(script, idle_ns=50 * MILLISECONDS)
+
+        async def send(_):
+            pass
+
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        loop.call_later(0.1, script.put, b"one")
+        assert await capture.deliver(send) is EndReason.IDLE
+        assert loop.time() - began > 0.2
+        assert script.until is None
+
+    async def test_a_duration_ends_with_what_was_captured_by_then(self, script):
+        capture, sent, drained = live(script, duration_ns=50 * MILLISECONDS), [], []
+
+        async def send(batch):
+            sent.append(batch)
+
+        loop = asyncio.get_running_loop()
+        # It comes later, out of a block that was open when the time was over.
+        loop.call_later(0.1, script.put, b"one", b"two")
+        reason = await capture.deliver(send, on_draining=lambda: drained.append(1))
+        assert reason is EndReason.DURATION
+        assert sent == [b"one", b"two"]
+        assert drained == [1]
+        assert abs(script.until - time.time_ns()) < 10**9
+
+    async def test_a_duration_ends_under_load_too(self, script):
+        capture = live(script, duration_ns=50 * MILLISECONDS)
+
+        async def send(_):
+            if script.until is None:
+                script.put(b"more")
+
+        script.put(b"one", b"two")
+        assert await capture.deliver(send) is EndReason.DURATION
+
+    async def test_stopping_wakes_what_waits(self, script):
+        capture = live(script)
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(capture.deliver(None))
+            await wait_until(lambda: script.reads > 0)
+            capture.stop()
+        assert task.result() is EndReason.SHUTDOWN
+        assert script.until is not None
+
+    async def test_stopping_before_it_begins(self, script):
+        capture = live(script)
+        capture.stop()
+        assert await capture.deliver(None) is EndReason.SHUTDOWN
+
+    async def test_the_drain_ends_with_a_limit(self, script):
+        capture = live(script)
+        capture.stop()
+
+        async def send(_):
+            script.finished = True
+
+        script.put(b"one", b"two")
+        assert await capture.deliver(send) is EndReason.BYTES
+        assert script.packets == 1
+
+    async def test_the_drain_reads_over_what_is_too_late(self, script):
+        capture = live(script)
+        capture.stop()
+        # Empty, and more to come: all of it was stamped after the end.
+        script.put(b"", b"")
+        began = time.monotonic()
+        assert await capture.deliver(None) is EndReason.SHUTDOWN
+        assert time.monotonic() - began < 1
+        assert script.packets == 2
+
+    async def test_counters_are_taken_until_it_is_closed(self, script):
+        closed = []
+        capture = LiveCapture(
+            script,
+            query=CaptureQuery(),
+            granted=1,
+            on_close=lambda: closed.append(1),
+        )
+        assert capture.dropped == 0
+        capture.refresh()
+        assert capture.dropped == 3
+        capture.close()
+        capture.close()
+        script.statistics = None
+        capture.refresh()
+        assert (capture.dropped, closed) == (3, [1])
+
+
+def program(expression: str) -> bytes:
+    lo = socket.if_nametoindex("lo")
+    code = compile_filter(
+        f"({expression}) and not (ifindex {lo} and outbound)",
+        link_type=113,
+        snaplen=262144,
+    )
+    return cook(code, link_type=113, snaplen=262144)
+
+
+def ring_of_this_process() -> int:
+    shown = subprocess.run(
+        ["ss", "-0", "-e", "-p"], capture_output=True, text=True, check=True
+    ).stdout
+    pattern = rf"pid={os.getpid()},.*\n.*\n\s*ring_rx\(blk_size:(\d+),blk_nr:(\d+)"
+    (found,) = re.findall(pattern, shown)
+    return int(found[0]) * int(found[1])
+
+
+@pytest.mark.live
+class TestCaptures:
+    @pytest.fixture
+    async def captures(self):
+        opened = Captures(
+            capacity=Capacity(max_streams=4, max_memory=64 << 20), buffer_size=2 << 20
+        )
+        yield opened
+        await opened.shutdown()
+        assert (opened.capacity.streams, opened.capacity.memory) == (0, 0)
+
+    async def test_a_real_capture(self, captures):
+        with talker() as udp:
+            query = CaptureQuery(packets=10)
+            capture = await captures.open(query, program(udp.filter))
+            data = []
+
+            async def send(batch):
+                data.append(batch)
+
+            sent = udp.send(20)
+            assert await capture.deliver(send) is EndReason.PACKETS
+            assert payloads(b"".join(data)) == sent[:10]
+            assert capture.packets == 10
+            assert capture.data_bytes == 10 * (16 + 28 + 32)
+            capture.close()
+            assert capture.packets == 10
+
+    async def test_the_ring_is_the_one_that_ss_shows(self, captures):
+        capture = await captures.open(CaptureQuery(), program("udp"))
+        assert ring_of_this_process() == 2 << 20
+        assert capture.granted == captures.capacity.memory == 2 << 20
+        capture.close()
+
+    async def test_a_refusal_by_the_kernel_gives_everything_back(self, captures):
+        with pytest.raises(FilterError, match="does not take"):
+            await captures.open(CaptureQuery(), b"\xff" * 8)
+        assert captures.capacity.streams == 0
+
+    async def test_a_ring_that_is_too_small_is_refused(self, captures, monkeypatch):
+        monkeypatch.setattr(capture_module, "ring_bytes", lambda _: 256 << 10)
+        with pytest.raises(CaptureError, match="ring of 262144 bytes, too little"):
+            await captures.open(CaptureQuery(), program("udp"))
+
+    async def test_more_than_there_is_is_refused(self, captures):
+        opened = [await captures.open(CaptureQuery(), program("udp")) for _ in range(4)]
+        with pytest.raises(ExhaustedError):
+            captures.check()
+        with pytest.raises(ExhaustedError):
+            await captures.open(CaptureQuery(), program("udp"))
+        for capture in opened:
+            capture.close()
+        await wait_until(lambda: captures.capacity.streams == 0)
+        captures.check()
+
+    @pytest.mark.parametrize("delay", [0, 0.005, 0.02, 0.05])
+    async def test_cancelling_an_opening_leaves_nothing(self, captures, delay):
+        async with asyncio.TaskGroup() as tasks:
+            opening = [
+                tasks.create_task(captures.open(CaptureQuery(), program("udp")))
+                for _ in range(4)
+            ]
+            await asyncio.sleep(delay)
+            for task in opening:
+                task.cancel()
+        for task in opening:
+            if not task.cancelled():
+                task.result().close()
+        await wait_until(lambda: captures.capacity.streams == 0)
+
+    async def test_an_opening_that_fails_after_it_was_cancelled(self, captures):
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(captures.open(CaptureQuery(), b"\xff" * 8))
+            await asyncio.sleep(0)
+            task.cancel()
+        await wait_until(lambda: captures.capacity.streams == 0)
+
+
+def test_a_socket_without_a_ring_is_refused():
+    with socket.socket() as plain, pytest.raises(CaptureError, match="no ring"):
+        ring_bytes(plain.fileno())

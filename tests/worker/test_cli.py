@@ -1,0 +1,190 @@
+"""The command line: options, environment and file, in this order."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from ddump_common.errors import CaptureError, PrivilegeError, UsageError
+from ddump_worker import cli
+from support.workers import run, worker
+
+
+@pytest.fixture
+def invoke(monkeypatch):
+    """Return a function that runs the command line as far as it asks to serve."""
+    served = []
+
+    async def serve(config, *, announce):
+        announce("somewhere")
+        served.append(config)
+
+    monkeypatch.setattr(cli, "serve", serve)
+
+    def invoke(*arguments, env=None, failure=None):
+        if failure is not None:
+
+            async def fail(*_, **__):
+                raise failure
+
+            monkeypatch.setattr(cli, "serve", fail)
+        result = CliRunner().invoke(
+            cli.command, ["--allow-anonymous", *arguments], env=env
+        )
+        result.config = served[-1] if served else None
+        return result
+
+    return invoke
+
+
+def test_the_defaults(invoke):
+    result = invoke()
+    assert result.exit_code == 0, result.output
+    assert "listening on somewhere" in result.stderr
+    assert [str(each) for each in result.config.listen] == ["http://127.0.0.1:8475"]
+    assert result.config.exclude == ()
+
+
+def test_all_options(invoke):
+    config = invoke(
+        "--listen", "0.0.0.0:1", "--listen", "unix:/x", "--listen-group", "daemon",
+        "--allow-plaintext", "--exclude", "tcp port 1 or arp", "--exclude", "icmp",
+        "--promiscuous", "eth0", "--promiscuous", "eth1", "--buffer-size", "4MiB",
+        "--capture-memory", "1GB", "--max-streams", "3", "--max-connections", "4",
+    ).config  # fmt: skip
+    assert [str(each) for each in config.listen] == ["http://0.0.0.0:1", "unix:/x"]
+    assert config.listen_group == "daemon"
+    assert config.allow_plaintext
+    assert config.exclude == ("tcp port 1 or arp", "icmp")
+    assert config.promiscuous == ("eth0", "eth1")
+    assert (config.buffer_size, config.capture_memory) == (4 << 20, 10**9)
+    assert (config.max_streams, config.max_connections) == (3, 4)
+
+
+def test_the_environment(invoke):
+    config = invoke(
+        env={
+            "DDUMP_WORKER_LISTEN": "unix:/x 127.0.0.1:5",
+            "DDUMP_WORKER_EXCLUDE": "tcp port 443;udp port 53 or arp",
+            "DDUMP_WORKER_PROMISCUOUS": "eth0 eth1",
+            "DDUMP_WORKER_BUFFER_SIZE": "2MiB",
+            "DDUMP_WORKER_MAX_STREAMS": "2",
+        }
+    ).config
+    assert [str(each) for each in config.listen] == ["unix:/x", "http://127.0.0.1:5"]
+    assert config.exclude == ("tcp port 443", "udp port 53 or arp")
+    assert config.promiscuous == ("eth0", "eth1")
+    assert (config.buffer_size, config.max_streams) == (2 << 20, 2)
+
+
+def test_options_come_before_the_environment_and_that_before_the_file(invoke, tmp_path):
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        'max-streams = 1\nmax-connections = 1\nbuffer-size = "1MiB"\n'
+        'exclude = ["udp port 1", "arp"]\nlisten = ["unix:/file"]\n'
+    )
+    config = invoke(
+        "--config", str(file), "--max-streams", "3",
+        env={"DDUMP_WORKER_MAX_STREAMS": "2", "DDUMP_WORKER_MAX_CONNECTIONS": "2"},
+    ).config  # fmt: skip
+    assert (config.max_streams, config.max_connections) == (3, 2)
+    assert config.buffer_size == 1 << 20
+    assert config.exclude == ("udp port 1", "arp")
+    assert [str(each) for each in config.listen] == ["unix:/file"]
+
+
+def test_the_file_may_be_named_by_the_environment(invoke, tmp_path):
+    file = tmp_path / "worker.toml"
+    file.write_text("max-streams = 5\nbuffer-size = 2097152")
+    config = invoke(env={"DDUMP_WORKER_CONFIG": str(file)}).config
+    assert (config.max_streams, config.buffer_size) == (5, 2 << 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "nonsense"], "'nonsense' is not an address"),
+        (["--buffer-size", "huge"], "'huge' is not a size"),
+        (["--buffer-size", "1kB"], "a buffer of 1kB"),
+        (["--max-streams", "0"], "0 is not in the range"),
+        (["--listen", "10.0.0.1:1"], "--allow-plaintext"),
+        (["--nosuch"], "No such option"),
+        (["argument"], "unexpected extra argument"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_2(invoke, arguments, words):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.config is None
+
+
+def test_an_unknown_key_in_the_file_is_named(invoke, tmp_path):
+    file = tmp_path / "worker.toml"
+    file.write_text("max-steams = 5")
+    result = invoke("--config", str(file))
+    assert result.exit_code == 2
+    assert "max-steams" in result.stderr
+
+
+def test_a_file_that_is_not_there_is_named(invoke, tmp_path):
+    result = invoke("--config", str(tmp_path / "nosuch.toml"))
+    assert result.exit_code == 2
+    assert "nosuch.toml" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "lines"),
+    [
+        (UsageError("no", hint="do"), 2, ["Error: no (do)"]),
+        (PrivilegeError("cannot"), 1, ["Error: cannot"]),
+        (
+            ExceptionGroup(
+                "both", [CaptureError("a"), ExceptionGroup("", [UsageError("b")])]
+            ),
+            2,
+            ["Error: a", "Error: b"],
+        ),
+    ],
+)
+def test_errors_are_told_by_line_and_the_worst_is_the_exit_code(
+    invoke, failure, code, lines
+):
+    result = invoke(failure=failure)
+    assert result.exit_code == code
+    assert result.stderr.splitlines() == lines
+
+
+def test_help_shows_the_tool_working(invoke):
+    result = invoke("--help")
+    assert "curl -sN" in result.output
+    assert "DDUMP_WORKER_EXCLUDE" in result.output
+    assert "Exit status: 0 ended by a signal, 1 failure, 2 usage." in result.output
+
+
+@pytest.mark.process
+class TestProcess:
+    async def test_the_file_and_the_environment_reach_the_process(self, tmp_path):
+        file = tmp_path / "worker.toml"
+        file.write_text(f'listen = ["unix:{tmp_path}/x.sock"]\nmax-streams = 0\n')
+        async with worker(
+            "--config",
+            str(file),
+            listen=[],
+            env={"DDUMP_WORKER_MAX_STREAMS": "2"},
+        ):
+            assert (tmp_path / "x.sock").exists()
+
+    async def test_loopback_without_the_words_is_refused(self):
+        code, said = await run()
+        assert code == 2
+        assert "--allow-anonymous" in said
+        assert "listening" not in said
+
+    async def test_a_bad_key_ends_it(self, tmp_path):
+        file = tmp_path / "worker.toml"
+        file.write_text("max-steams = 5")
+        code, said = await run("--config", str(file), "--allow-anonymous")
+        assert code == 2
+        assert "max-steams" in said
+        assert "Traceback" not in said

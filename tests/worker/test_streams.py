@@ -1,0 +1,166 @@
+"""The life of streams, and the sums over them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ddump_common.api import CaptureQuery, StreamState
+from ddump_worker.interfaces import Interface
+from ddump_worker.streams import TRANSITIONS, DropMeter, Streams
+
+QUERY = CaptureQuery(filter="udp")
+
+
+class Capture:
+    """What a stream asks of a live capture, with numbers that a test sets."""
+
+    granted = 1 << 20
+
+    def __init__(self, packets=0, data_bytes=0, dropped=0):
+        self.packets, self.data_bytes, self.dropped = packets, data_bytes, dropped
+        self.stopped = self.refreshed = 0
+
+    def stop(self):
+        self.stopped += 1
+
+    def refresh(self):
+        self.refreshed += 1
+
+
+def interface(index: int, dropped: int) -> Interface:
+    return Interface(
+        name=f"if{index}",
+        index=index,
+        up=True,
+        loopback=False,
+        promiscuous=False,
+        dropped=dropped,
+    )
+
+
+def begin(streams: Streams, *, interfaces=(), chosen=frozenset()):
+    return streams.open(
+        client="1.2.3.4:5",
+        query=QUERY,
+        started_ns=7,
+        interfaces=interfaces,
+        chosen=chosen,
+    )
+
+
+async def test_a_stream_goes_through_its_states():
+    streams = Streams()
+    stream = begin(streams)
+    assert streams.states() == {"opening": 1, "running": 0, "draining": 0, "closed": 0}
+    stream.run(Capture())
+    assert streams.states()["running"] == 1
+    stream.move(StreamState.DRAINING)
+    assert streams.states()["draining"] == 1
+    streams.close(stream)
+    assert streams.states() == {"opening": 0, "running": 0, "draining": 0, "closed": 1}
+    assert len(streams) == 0
+
+
+@pytest.mark.parametrize("state", StreamState)
+async def test_only_the_table_s_transitions_are_possible(state):
+    for target in StreamState:
+        stream = begin(Streams())
+        stream.state = state
+        if target in TRANSITIONS[state]:
+            stream.move(target)
+            assert stream.state is target
+        else:
+            with pytest.raises(RuntimeError, match=f"{state} cannot become {target}"):
+                stream.move(target)
+
+
+async def test_an_account_before_and_after_the_handle_is_open():
+    stream = begin(Streams())
+    assert stream.info().buffer_bytes == 0
+    stream.run(Capture(3, 400, 2))
+    info = stream.info()
+    assert (info.id, info.client, info.filter) == (1, "1.2.3.4:5", "udp")
+    assert (info.packets, info.bytes, info.dropped) == (3, 400, 2)
+    assert (info.buffer_bytes, info.started_ns) == (1 << 20, 7)
+
+
+async def test_totals_are_those_of_ended_and_running_streams():
+    streams = Streams()
+    first = begin(streams, interfaces=[interface(1, 5)])
+    first.run(Capture(10, 1000, 1))
+    begin(streams).run(Capture(2**40, 2**45, 2**33))
+    first.refresh([interface(1, 9)])
+    before = streams.totals()
+    assert (before.packets, before.bytes) == (2**40 + 10, 2**45 + 1000)
+    assert (before.dropped, before.interface_dropped) == (2**33 + 1, 4)
+    assert (before.streams, before.refused) == (2, 0)
+    streams.close(first)
+    assert streams.totals() == before
+    streams.refused["filter"] += 2
+    streams.refused["memory"] += 1
+    assert streams.totals().refused == 3
+
+
+async def test_refreshing_asks_each_open_capture():
+    streams = Streams()
+    opening, running = begin(streams), begin(streams)
+    capture = Capture()
+    running.run(capture)
+    streams.refresh([])
+    assert capture.refreshed == 1
+    assert opening.info().dropped == 0
+    assert [info.id for info in streams.infos()] == [1, 2]
+
+
+async def test_stopping_reaches_streams_in_each_state():
+    streams = Streams()
+    running, opening = begin(streams), begin(streams)
+    first, second, third = Capture(), Capture(), Capture()
+    running.run(first)
+    streams.stop()
+    assert first.stopped == 1
+    opening.run(second)
+    assert second.stopped == 1
+    late = begin(streams)
+    late.run(third)
+    assert third.stopped == 1
+
+
+async def test_all_closed_is_waited_for():
+    streams = Streams()
+    await streams.all_closed()
+    stream = begin(streams)
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(streams.all_closed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        streams.close(stream)
+    assert waiting.done()
+
+
+class TestDropMeter:
+    def test_it_sums_what_is_added(self):
+        meter = DropMeter([interface(1, 10), interface(2, 20)], frozenset())
+        meter.observe([interface(1, 11), interface(2, 25)])
+        meter.observe([interface(1, 11), interface(2, 26)])
+        assert meter.dropped == 7
+
+    def test_only_the_chosen(self):
+        meter = DropMeter([interface(1, 10), interface(2, 20)], frozenset({2}))
+        meter.observe([interface(1, 90), interface(2, 21)])
+        assert meter.dropped == 1
+
+    def test_a_counter_that_starts_anew(self):
+        meter = DropMeter([interface(1, 10)], frozenset())
+        meter.observe([interface(1, 3)])
+        meter.observe([interface(1, 5)])
+        assert meter.dropped == 5
+
+    def test_an_interface_that_is_new(self):
+        meter = DropMeter([], frozenset())
+        meter.observe([interface(7, 4)])
+        meter.observe([])
+        meter.observe([interface(7, 6)])
+        assert meter.dropped == 6
