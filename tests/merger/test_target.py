@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import pytest
+
+from ddump_common.api import Link
+from ddump_common.errors import UsageError
+from ddump_common.pcap import Precision
+from ddump_common.units import SECONDS
+from ddump_merger.credentials import Keyring
+from ddump_merger.target import (
+    FileTarget,
+    HttpTarget,
+    QueryOptions,
+    parse_target,
+    read_targets_file,
+    redacted,
+    unique_names,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "url"),
+    [
+        ("http://web1", "web1", "http://web1:8475/capture"),
+        ("https://web1", "web1", "https://web1:8475/capture"),
+        ("HTTP://Web1", "Web1", "http://Web1:8475/capture"),
+        ("http://web1:", "web1", "http://web1:8475/capture"),
+        ("http://web1:80", "web1", "http://web1:80/capture"),
+        ("http://web1:65535/x", "web1", "http://web1:65535/x"),
+        ("http://web1/", "web1", "http://web1:8475/capture"),
+        ("http://proxy/hosts/web1/", "proxy", "http://proxy:8475/hosts/web1/capture"),
+        ("http://web1/a b.pcap", "web1", "http://web1:8475/a%20b.pcap"),
+        ("http://web1/a%20b.pcap", "web1", "http://web1:8475/a%20b.pcap"),
+        ("http://web1/a#b", "web1", "http://web1:8475/a%23b"),
+        ("http://[::1]", "::1", "http://[::1]:8475/capture"),
+        ("http://[::1]:80/x", "::1", "http://[::1]:80/x"),
+        ("http://[fe80::1%25eth0]", "fe80::1%eth0", "http://[fe80::1%25eth0]:8475/capture"),
+        ("http://10.0.0.1", "10.0.0.1", "http://10.0.0.1:8475/capture"),
+        ("http://my_host.", "my_host.", "http://my_host.:8475/capture"),
+        ("http://bücher.example", "xn--bcher-kva.example",
+         "http://xn--bcher-kva.example:8475/capture"),
+        ("a=http://web1", "a", "http://web1:8475/capture"),
+        (" front end =https://web1", "front end", "https://web1:8475/capture"),
+        ("http://web1?filter=icmp and host 127.0.0.1", "web1",
+         "http://web1:8475/capture?filter=icmp%20and%20host%20127.0.0.1"),
+        ("http://web1/capture?filter=icmp+and%20tcp", "web1",
+         "http://web1:8475/capture?filter=icmp%20and%20tcp"),
+        ("a=http://web1?interface=eth0&interface=eth1&snaplen=96&packets=5", "a",
+         "http://web1:8475/capture?interface=eth0&interface=eth1&snaplen=96&packets=5"),
+        ("http://web1?filter=tcp[13] %26 2 != 0", "web1",
+         "http://web1:8475/capture?filter=tcp%5B13%5D%20%26%202%20%21%3D%200"),
+    ],
+)  # fmt: skip
+def test_urls_are_completed(text, name, url):
+    target = parse_target(text)
+    assert isinstance(target, HttpTarget)
+    assert (target.name, target.url) == (name, url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a.pcap", "./a=b.pcap", "x=y", "-", "a=httpd.pcap", "ftp://x", "x/http://y",
+     "a://b=http://c"],
+)  # fmt: skip
+def test_every_other_word_is_a_file(text):
+    target = parse_target(text)
+    assert target == FileTarget(name=text, path=text)
+    assert target.is_standard_input == (text == "-")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "a target is a URL"),
+        ("a\0b", "a target is a URL"),
+        ("http://", "no host"),
+        ("http:///capture", "no host"),
+        ("=http://web1", "an empty label"),
+        (" =http://web1", "an empty label"),
+        ("http://web1:0", "port 0 is out of range, it goes from 1 to 65535"),
+        ("http://web1:65536", "port 65536 is out of range"),
+        ("http://web1:http", "not HOST or HOST:PORT"),
+        ("http://::1", "an IPv6 address stands in brackets"),
+        ("http://[::1", "not HOST or HOST:PORT"),
+        ("http://[web1]", "not an IPv6 address in the brackets"),
+        ("http://web 1", "not a host's name"),
+        ("http://web1\n", "not a host's name"),
+        ("http://" + "é" * 70, "not a host's name"),
+        ("http://web1?x=1", "'x': unknown parameter"),
+        ("http://web1?filter=a&filter=b", "filter: given more than once"),
+        ("http://web1?filter=a & b=c", "an & inside a filter is written %26"),
+        ("http://web1?snaplen=0", "snaplen: 0 is out of range"),
+        ("http://web1?filter=%ff", "not valid UTF-8"),
+        ("http://web1?link=ethernet", "link: 'ethernet' is not one of its values"),
+        ("http://web1?filter=" + "x" * 4097, "filter: has 4097 bytes"),
+    ],
+)
+def test_what_is_no_target_is_a_usage_error(text, complaint):
+    with pytest.raises(UsageError) as caught:
+        parse_target(text)
+    assert complaint in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://user:secret@web1:x",
+        "http://user:secret@web1?x=1",
+        "http://user:secret@",
+        "http://user:se/cret@web1",
+        "http://user:1/cret@web1",
+        "http://user:1?secret@web1",
+        "http://user:1?secret=1&cret@web1",
+        "a=http://user:secret@web1?filter=%ff",
+        "http://us%0aer:secret@[web1]",
+    ],
+)
+def test_errors_never_hold_what_may_be_a_password(text):
+    with pytest.raises(UsageError) as caught:
+        parse_target(text, keyring=Keyring())
+    assert "cret" not in str(caught.value)
+    assert "://***@" in str(caught.value)
+
+
+def test_credentials_leave_the_url_and_are_decoded():
+    target = parse_target("http://al%40ice:p%2Fw%3A%3F@web1", keyring=Keyring())
+    assert target.url == "http://web1:8475/capture"
+    assert target.authorization.header == "Basic YWxAaWNlOnAvdzo/"  # al@ice:p/w:?
+    assert "YWxA" not in repr(target)
+    assert "p/w" not in repr(target)
+    assert str(target) == repr(target)
+
+
+def test_the_last_at_sign_ends_the_credentials():
+    target = parse_target("http://alice:a@b@web1", keyring=Keyring())
+    assert target.host == "web1"
+
+
+def test_options_are_added_to_every_query():
+    options = QueryOptions(
+        filter="tcp",
+        interfaces=("eth0", "eth1"),
+        snaplen=96,
+        duration_ns=90 * SECONDS,
+        link=Link.SLL2,
+        precision=Precision.NANO,
+    )
+    target = parse_target("http://web1?filter=port 80 or port 81&packets=5", options)
+    assert target.query.filter == "(port 80 or port 81) and (tcp)"
+    assert dict(target.query.pairs()) == {
+        "filter": "(port 80 or port 81) and (tcp)",
+        "interface": "eth1",
+        "snaplen": "96",
+        "packets": "5",
+        "duration": "1m30s",
+        "link": "sll2",
+        "precision": "nano",
+    }
+    assert target.query.interfaces == ("eth0", "eth1")
+
+
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ("snaplen=96", QueryOptions(snaplen=100)),
+        ("interface=eth0", QueryOptions(interfaces=("eth1",))),
+        ("duration=5", QueryOptions(duration_ns=SECONDS)),
+        ("link=sll", QueryOptions(link=Link.SLL2)),
+        ("precision=micro", QueryOptions(precision=Precision.NANO)),
+    ],
+)
+def test_an_option_that_the_url_has_too_is_an_error_that_names_both(query, options):
+    name = query.partition("=")[0]
+    with pytest.raises(UsageError, match=f"--{name} is given, and {name}= in the URL"):
+        parse_target(f"http://web1?{query}", options)
+
+
+def test_a_joined_filter_that_is_too_long_is_an_error():
+    with pytest.raises(UsageError, match="filter: has"):
+        parse_target(
+            f"http://web1?filter={'x' * 3000}", QueryOptions(filter="y" * 3000)
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        QueryOptions(filter="tcp"),
+        QueryOptions(interfaces=("a",)),
+        QueryOptions(snaplen=1),
+    ],
+)
+@pytest.mark.parametrize("text", ["a.pcap", "-"])
+def test_a_filter_for_a_file_is_a_usage_error(text, options):
+    with pytest.raises(UsageError, match="not for files"):
+        parse_target(text, options)
+
+
+def test_a_blank_filter_is_none():
+    assert parse_target("a.pcap", QueryOptions(filter=" ")).path == "a.pcap"
+    assert (
+        parse_target("http://web1?filter= ", QueryOptions(filter="")).query.filter == ""
+    )
+
+
+def test_other_resources_are_beside_the_capture():
+    def status(text):
+        return parse_target(text).api_url("/api/v1/status")
+
+    assert status("http://web1") == "http://web1:8475/api/v1/status"
+    assert status("http://web1/capture") == "http://web1:8475/api/v1/status"
+    assert status("http://p:80/hosts/web1/") == "http://p:80/hosts/web1/api/v1/status"
+
+
+def test_names_become_unique():
+    words = ["http://a", "http://a:1", "b=http://a", "a#2=http://c", "http://a:2", "b"]
+    targets = unique_names(parse_target(word) for word in words)
+    assert [t.name for t in targets] == ["a", "a#2", "b", "a#2#2", "a#3", "b#2"]
+    assert targets[-1].path == "b"
+
+
+def test_a_file_of_targets(tmp_path):
+    path = tmp_path / "prod.targets"
+    path.write_text(
+        "# all of them\n\n  web1=http://10.0.0.1  # the first\r\nhttp://a#b\n\t# none\nx.pcap"
+    )
+    assert read_targets_file(path) == [
+        (f"{path}:3", "web1=http://10.0.0.1"),
+        (f"{path}:4", "http://a#b"),
+        (f"{path}:6", "x.pcap"),
+    ]
+
+
+def test_a_file_of_targets_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match="No such file"):
+        read_targets_file(tmp_path / "none")
+    path = tmp_path / "binary"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not text in UTF-8"):
+        read_targets_file(path)
+
+
+def test_redacted_is_printable():
+    assert redacted("a=http://u:p@q@h/\x1b[31m") == "a=http://***@h/\\x1b[31m"
