@@ -61,6 +61,15 @@ class Worker:
         text = Path(f"/proc/{self.pid}/status").read_text()
         return text.partition(f"\n{name}:")[2].split()[0]
 
+    def status_fields(self, name: str) -> set[str]:
+        """Return the same of each of its threads."""
+        texts = [
+            (task / "status").read_text()
+            for task in Path(f"/proc/{self.pid}/task").iterdir()
+        ]
+        assert len(texts) > 1
+        return {text.partition(f"\n{name}:")[2].split()[0] for text in texts}
+
     def children(self) -> list[int]:
         """Return the processes that it has started and not reaped."""
         return [

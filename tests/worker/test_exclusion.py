@@ -14,7 +14,6 @@ from ddump_worker._pcap import compile_filter
 from ddump_worker.exclusion import Exclusion, Service, only
 from ddump_worker.interfaces import Interface
 
-
 ANY = str(ipaddress.IPv4Address(0))
 
 

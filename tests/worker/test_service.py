@@ -514,6 +514,25 @@ class TestStart:
                 assert payloads(await response.read()) == sent
                 assert running.status_field("CapEff") == f"{1 << 13:016x}"
 
+    async def test_root_keeps_no_other_capability(self):
+        async with (
+            worker() as running,
+            client(running) as http,
+            http.get("/capture", params={"duration": "0.1"}) as response,
+        ):
+            await response.read()
+            for name in ("CapEff", "CapPrm", "CapBnd"):
+                assert running.status_fields(name) == {f"{1 << 13:016x}"}
+
+    async def test_fewer_files_than_it_may_need_are_refused(self):
+        prefix = ("prlimit", "--nofile=300:600")
+        arguments = ("--listen", "127.0.0.1:0", "--allow-anonymous")
+        code, said = await run(*arguments, prefix=prefix)
+        assert code == 2
+        assert "open files" in said
+        async with worker("--max-connections", "200", prefix=prefix) as running:
+            assert "200" not in running.text
+
     @pytest.mark.parametrize(
         ("options", "code", "words"),
         [

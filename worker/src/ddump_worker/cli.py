@@ -92,7 +92,7 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     type=_ADDRESS,
     multiple=True,
     default=[config.DEFAULT_LISTEN],
-    show_default=config.DEFAULT_LISTEN,
+    show_default=True,
     metavar="ADDRESS:PORT|unix:PATH",
     help="Where to listen; repeatable.",
 )
@@ -128,16 +128,16 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
 @click.option(
     "--buffer-size",
     type=_SIZE,
-    default=config.DEFAULT_BUFFER_SIZE,
-    show_default=format_size(config.DEFAULT_BUFFER_SIZE),
+    default=format_size(config.DEFAULT_BUFFER_SIZE),
+    show_default=True,
     metavar="SIZE",
     help="Kernel memory for the ring of each capture.",
 )
 @click.option(
     "--capture-memory",
     type=_SIZE,
-    default=config.DEFAULT_CAPTURE_MEMORY,
-    show_default=format_size(config.DEFAULT_CAPTURE_MEMORY),
+    default=format_size(config.DEFAULT_CAPTURE_MEMORY),
+    show_default=True,
     metavar="SIZE",
     help="The most that all rings together may take.",
 )
@@ -146,6 +146,7 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     type=click.IntRange(1, 4096),
     default=config.DEFAULT_MAX_STREAMS,
     show_default=True,
+    metavar="N",
     help="The most captures at once.",
 )
 @click.option(
@@ -153,6 +154,7 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     type=click.IntRange(1, 65536),
     default=config.DEFAULT_MAX_CONNECTIONS,
     show_default=True,
+    metavar="N",
     help="The most connections at once.",
 )
 @click.version_option(__version__, prog_name="ddump-worker")

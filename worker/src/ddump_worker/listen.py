@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["Listener", "TcpAddress", "UnixAddress", "check_access", "parse_address"]
+
+_log = logging.getLogger(__name__)
 
 _BACKLOG = 512
 _TCP = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
@@ -159,10 +162,15 @@ class Listener:
         self.socket.close()
         if self._inode is None or not isinstance(self.address, UnixAddress):
             return
-        with contextlib.suppress(FileNotFoundError):
+        try:
             found = self.address.path.stat()
             if (found.st_dev, found.st_ino) == self._inode:
                 self.address.path.unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            # The next worker replaces it: nobody listens there any more.
+            _log.warning("cannot remove %s: %s", self.address.path, exc.strerror)
 
 
 def _tcp(address: TcpAddress) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from ddump_common.errors import FilterError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN, LinkType
 
 from .app import create_app
+from .capabilities import keep_only_net_raw
 from .capacity import Capacity
 from .capture import Captures
 from .connections import Connections
@@ -40,6 +42,11 @@ _STREAM_GRACE_SECONDS = 3.0
 _CUT_GRACE_SECONDS = 0.5
 _WATCH_SECONDS = 5.0
 
+# Open files: of the process itself, with helpers, listeners and connections that are
+# being turned away; and of a stream beside its connection.
+_FILES = 256
+_FILES_PER_STREAM = 2
+
 
 class _Shutdown(Exception):  # noqa: N818 - it is no error
     """Ends the task group: a signal has come."""
@@ -59,16 +66,19 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    _allow_files(config)
     async with contextlib.AsyncExitStack() as stack:
         # First of all, whether this process may capture at all.
         stack.callback(Promiscuous(config.promiscuous).close)
-        filters = FilterCompiler()
-        await _check_exclusions(config.exclude, filters)
         listeners = []
         for address in config.listen:
             listener = Listener(address, group=config.listen_group)
             stack.callback(listener.close)
             listeners.append(listener)
+        # Ports below 1024 and groups of files may have needed more than that.
+        keep_only_net_raw()
+        filters = FilterCompiler()
+        await _check_exclusions(config.exclude, filters)
         core = _core(config, listeners, filters)
         stack.push_async_callback(core.captures.shutdown)
         runner = web.AppRunner(
@@ -148,6 +158,20 @@ async def _accept(
         )
         for each in listeners
     ]
+
+
+def _allow_files(config: Config) -> None:
+    # The soft limit of open files is often 1024, for programs that use select().
+    needed = config.max_connections + _FILES_PER_STREAM * config.max_streams + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UsageError(
+            f"{config.max_connections} connections and {config.max_streams} streams may "
+            f"need {needed} open files, and the process may have {hard}",
+            hint="raise the limit (ulimit -n, LimitNOFILE=), or allow fewer",
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 async def _run(core: Core, ending: asyncio.Event) -> None:
