@@ -18,6 +18,7 @@ from support.captures import (
     interface,
     obsolete_packet,
     option,
+    parse_blocks,
     pcap,
     pcap_header,
     pcap_record,
@@ -319,6 +320,25 @@ def test_a_fraction_that_overflows_64_bits_in_pcapng():
         merge.receive_data(0, start + enhanced_packet((1 << 64) - 1, Record(0)))
 
 
+def test_the_last_nanosecond_of_63_bits():
+    # The way of the odd resolutions; in pcapng the output holds all of 63 bits.
+    seconds, fraction = divmod((1 << 63) - 1, S)
+    start = section() + interface(tsresol=9, tsoffset_s=seconds)
+    for units, fits in ((fraction, True), (fraction + 1, False), (S, False)):
+        merge = Merge(1, nano=True, pcapng=True)
+        merge.start(113)
+        capture = start + enhanced_packet(units, Record(0, b"data"))
+        if not fits:
+            with pytest.raises(CorruptError, match="timestamp does not fit"):
+                merge.receive_data(0, capture)
+            continue
+        merge.receive_data(0, capture)
+        merge.receive_eof(0)
+        assert parse_blocks(merge.data_to_send()) == [
+            (0, (1 << 63) - 1, Record(0, b"data"))
+        ]
+
+
 # --- What is wrong ---
 
 NOT_CAPTURES = {
@@ -571,6 +591,14 @@ def test_a_chunk_that_holds_no_whole_packet_is_not_kept():
     merge.receive_data(0, pcap_header())
     merge.receive_data(0, pcap_record(Record(S, bytes(100_000)))[:500])
     assert merge.buffered(0) < 5000
+
+
+def test_what_is_carried_is_not_more_than_it_needs_and_goes():
+    merge = Merge(1)
+    for octet in section() + block(99, bytes(20)):
+        merge.receive_data(0, bytes([octet]))
+        assert merge.buffered(0) < 200
+    assert merge.buffered(0) == 0
 
 
 def test_whole_captures_of_all_variants_at_once():
