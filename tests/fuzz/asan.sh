@@ -2,7 +2,8 @@
 # Run the tests of both kernels under AddressSanitizer and UBSan; arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/../.."
-# test_merge_memory.py limits the address space, of which ASan needs all there is.
-exec .venv/bin/python tests/fuzz/sanitized.py pytest \
+# test_merge_memory.py limits the address space, of which ASan needs all there is. With
+# pytest's usual capture the sanitizers' reports would be lost.
+exec .venv/bin/python tests/fuzz/sanitized.py pytest --capture=sys \
     tests/merger/test_merge*.py tests/worker/test_pcap*.py \
     --ignore=tests/merger/test_merge_memory.py "$@"
