@@ -3,8 +3,9 @@
 Each round runs all of them, one after the other, into the same file, which is removed
 before each run: so each finds the same pages free. The first round only warms up. The
 medians of user and system time together, their ratios to the peers, and the greatest
-peak memory are printed. The outputs of ddump and mergecap are compared byte by byte, and
-capinfos says whether all packets are there in order of time.
+peak memory (never less than this program's own) are printed. The outputs of ddump and
+mergecap are compared byte by byte, and capinfos says whether all packets are there in
+order of time.
 """
 
 from __future__ import annotations
