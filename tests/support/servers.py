@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -172,6 +173,37 @@ def refusing_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def handshakes(context: ssl.SSLContext) -> Iterator[int]:
+    """Do TLS handshakes on a port and nothing more.
+
+    OpenSSL tells the client why it refuses one; asyncio's servers keep that to themselves.
+    """
+
+    def serve() -> None:
+        while True:
+            connection, _ = listener.accept()
+            if ended.is_set():
+                connection.close()
+                return
+            try:
+                context.wrap_socket(connection, server_side=True).close()
+            except ssl.SSLError:
+                connection.close()
+
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield address[1]
+        finally:
+            ended.set()
+            socket.create_connection(address).close()
+            thread.join()
 
 
 def tls(pair: Pair, *, client_authority: Authority | None = None) -> ssl.SSLContext:

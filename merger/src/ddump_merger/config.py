@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ddump_common.errors import UsageError
+from ddump_common.tls import client_context
 from ddump_common.units import MEBIBYTES, MILLISECONDS, SECONDS
 
 from .target import FileTarget, HttpTarget, Target
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ddump_common.api import Link
@@ -37,6 +40,20 @@ class TlsFiles:
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+
+    def context(self, targets: Iterable[HttpTarget]) -> ssl.SSLContext | None:
+        """Return what to speak TLS with; ``None`` when nothing asks for it.
+
+        Files that are given are read in any case: a mistake in them is to be told.
+
+        Raises:
+            UsageError: a file cannot be used.
+
+        """
+        given = self.ca or self.cert or self.key
+        if not given and all(target.scheme != "https" for target in targets):
+            return None
+        return client_context(ca=self.ca, cert=self.cert, key=self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,6 @@ import click
 
 from ddump_common.errors import ExitCode, UsageError
 from ddump_common.pcap import Precision
-from ddump_common.tls import client_context
 
 from ._merge import Merge
 from .fanin import Fanin
@@ -65,11 +64,7 @@ def run_job(config: Config) -> ExitCode:
     keep_freed_memory()
     precision = config.precision or _finest_precision(config)
     _raise_descriptor_limit(len(config.targets) * 2 + _SPARE_DESCRIPTORS)
-    context = (
-        client_context(ca=config.tls.ca, cert=config.tls.cert, key=config.tls.key)
-        if any(target.scheme == "https" for target in config.http_targets)
-        else None
-    )
+    context = config.tls.context(config.http_targets)
     output = Output(config.output)
     _check_not_input(config, output)
     with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:

@@ -14,7 +14,6 @@ import uvloop
 from ddump_common.api import STATUS_PATH, Status
 from ddump_common.errors import DdumpError, ExitCode, RefusedError, UsageError
 from ddump_common.text import printable
-from ddump_common.tls import client_context
 from ddump_common.units import format_size
 
 from .stream import fetch, open_session
@@ -47,9 +46,7 @@ def show_status(
     workers = [target for target in targets if isinstance(target, HttpTarget)]
     if not workers or len(workers) < len(targets):
         raise UsageError("status is for workers", hint="ddump status http://HOST...")
-    context = None
-    if any(worker.scheme == "https" for worker in workers):
-        context = client_context(ca=tls.ca, cert=tls.cert, key=tls.key)
+    context = tls.context(workers)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         answers = runner.run(_ask(workers, context, connect_timeout_ns))
     if as_json:

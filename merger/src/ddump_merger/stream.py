@@ -240,11 +240,17 @@ def _explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
         case aiohttp.ClientConnectorDNSError():
             return f"{target.host}: {exc.os_error.strerror}", ""
         case aiohttp.ClientResponseError() | aiohttp.http.HttpProcessingError():
-            return f"the answer is not HTTP: {_one_line(exc.message)}", ""
+            # The parser's own words, without its drawing of where it stopped.
+            reason = exc.message.strip().partition("\n")[0].rstrip(":")
+            return f"the answer is not HTTP: {_one_line(reason)}", ""
         case aiohttp.ClientPayloadError():
             return "the connection ended before the stream did", ""
         case aiohttp.ServerDisconnectedError():
-            hint = "does it want https?" if target.scheme == "http" else ""
+            hint = (
+                "does it want https?"
+                if target.scheme == "http"
+                else "does it want a client's certificate? see --cert"
+            )
             return "the connection was closed without an answer", hint
         case _:
             pass
@@ -279,7 +285,7 @@ def _explain_certificate(exc: BaseException, target: HttpTarget) -> tuple[str, s
 def _explain_tls(exc: ssl.SSLError) -> tuple[str, str]:
     reason = (exc.reason or str(exc)).replace("_", " ").lower()
     if "certificate required" in reason or "handshake failure" in reason:
-        return f"TLS: {reason}", "the server may want a client's certificate: --cert"
+        return f"TLS: {reason}", "does it want a client's certificate? see --cert"
     if "wrong version number" in reason or "record layer failure" in reason:
         return f"TLS: {reason}", "the server may not speak https"
     return f"TLS: {_one_line(reason)}", ""

@@ -1,0 +1,297 @@
+"""Real TLS servers, and credentials: where they go, and where they never do."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from support.captures import Record, parse_pcap, pcap
+from support.certificates import Authority
+from support.commands import environment, run
+from support.servers import answer, capture, handshakes, serving, tls
+
+pytestmark = pytest.mark.process
+
+RECORDS = [Record(1_700_000_000_000_000_000 + n * 1000, b"x") for n in range(10)]
+SECRET = "Tr0ub4dor&3"  # noqa: S105  # of no account
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def context(authority):
+    return tls(authority.server("127.0.0.1"))
+
+
+def basic(user, password):
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+# --- TLS ---
+
+
+@pytest.mark.parametrize("option", ["--ca", "-ca"])
+async def test_the_right_authority(authority, context, option):
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run(option, authority.cert, server.url)
+    assert result.code == 0
+    assert parse_pcap(result.out) == RECORDS
+
+
+async def test_the_port_is_the_same_for_https(authority, context):
+    """Nothing listens on 443 or 8475 here: the message names what was tried."""
+    result = await run("-vv", "--ca", authority.cert, "https://127.0.0.1")
+    assert result.code == 3
+
+
+async def test_no_authority(context):
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run(server.url)
+    assert result.code == 3
+    assert "the certificate of 127.0.0.1 is not valid: " in result.err
+    assert "see --ca" in result.err
+    assert server.requests == []
+
+
+async def test_another_authority(tmp_path, context):
+    (tmp_path / "other").mkdir()
+    other = Authority(tmp_path / "other", "other")
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run("--ca", other.cert, server.url)
+    assert result.code == 3
+    assert "the certificate of 127.0.0.1 is not valid: " in result.err
+    assert server.requests == []
+
+
+async def test_another_name(authority):
+    context = tls(authority.server("web1.example"))
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run("--ca", authority.cert, f"web1.example={server.url}")
+    assert result.code == 3
+    assert "IP address mismatch, certificate is not valid for '127.0.0.1'" in result.err
+    assert server.requests == []
+
+
+async def test_a_certificate_that_has_expired(authority):
+    context = tls(authority.server("127.0.0.1", days=-1))
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run("--ca", authority.cert, server.url)
+    assert result.code == 3
+    assert (
+        "the certificate of 127.0.0.1 is not valid: certificate has expired"
+        in result.err
+    )
+
+
+@pytest.mark.parametrize("options", [("--cert", "--key"), ("-cert", "-key")])
+async def test_a_client_certificate(authority, options):
+    context = tls(authority.server("127.0.0.1"), client_authority=authority)
+    pair = authority.client("alice")
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run(
+            "-ca",
+            authority.cert,
+            options[0],
+            pair.cert,
+            options[1],
+            pair.key,
+            server.url,
+        )
+    assert result.code == 0
+    assert parse_pcap(result.out) == RECORDS
+
+
+async def test_a_client_certificate_that_is_missing(authority):
+    with handshakes(
+        tls(authority.server("127.0.0.1"), client_authority=authority)
+    ) as port:
+        result = await run("--ca", authority.cert, f"https://127.0.0.1:{port}")
+    assert result.code == 3
+    assert "certificate required (does it want a client's certificate?" in result.err
+
+
+async def test_a_client_certificate_of_another_authority(authority, tmp_path):
+    (tmp_path / "other").mkdir()
+    pair = Authority(tmp_path / "other", "other").client("alice")
+    with handshakes(
+        tls(authority.server("127.0.0.1"), client_authority=authority)
+    ) as port:
+        result = await run(
+            "--ca", authority.cert, "--cert", pair.cert, "--key", pair.key,
+            f"https://127.0.0.1:{port}",
+        )  # fmt: skip
+    assert result.code == 3
+    assert "ddump: 127.0.0.1: TLS: tlsv1 alert unknown ca" in result.err
+
+
+async def test_a_server_that_closes_and_says_nothing(authority):
+    context = tls(authority.server("127.0.0.1"), client_authority=authority)
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run("--ca", authority.cert, server.url)
+    assert result.code == 3
+    assert "does it want a client's certificate? see --cert" in result.err
+
+
+async def test_https_asked_of_http():
+    async with serving(capture([pcap(RECORDS)])) as server:
+        result = await run(
+            "--connect-timeout", "500ms", server.url.replace("http", "https")
+        )
+    assert result.code == 3
+    assert "ddump: 127.0.0.1: " in result.err
+
+
+async def test_http_asked_of_https(context):
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run(server.url.replace("https", "http"))
+    assert result.code == 3
+    assert "does it want https?" in result.err
+
+
+async def test_a_tls_stream_that_is_cut(authority, context):
+    async def script(exchange):
+        await exchange.begin()
+        await exchange.chunk(pcap(RECORDS))
+
+    async with serving(script, context=context) as server:
+        result = await run("--ca", authority.cert, server.url)
+    assert result.code == 4
+    assert parse_pcap(result.out) == RECORDS
+    assert "the connection ended before the stream did" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--ca", "none.pem"], "cannot use the authorities in none.pem: No such file"),
+        (["--cert", "none.pem"], "cannot use the certificate none.pem"),
+        (["--key", "none.pem"], "a key without a certificate"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_files_that_cannot_be_used(options, complaint, scheme):
+    result = await run(*options, f"{scheme}://127.0.0.1:1")
+    assert result.code == 2
+    assert complaint in result.err
+
+
+# --- Credentials ---
+
+
+async def received(*arguments, env=None, script=None):
+    """Return the header that a server got, and all that the command said."""
+    async with serving(script or capture([pcap(RECORDS)])) as server:
+        words = [
+            str(word).replace("HOST", f"127.0.0.1:{server.port}") for word in arguments
+        ]
+        result = await run("-vv", *words, env=env)
+    return server.requests[0].headers.get("Authorization"), result
+
+
+async def test_credentials_of_the_url():
+    header, result = await received(f"http://alice:{SECRET.replace('&', '%26')}@HOST")
+    assert header == basic("alice", SECRET)
+    assert SECRET not in result.err
+    assert "alice" not in result.err
+
+
+async def test_a_user_and_the_environment():
+    env = environment(DDUMP_PASSWORD=SECRET)
+    header, result = await received("--user", "alice", "http://HOST", env=env)
+    assert header == basic("alice", SECRET)
+    assert SECRET not in result.err
+
+
+async def test_all_from_the_environment():
+    env = environment(DDUMP_USER="alice", DDUMP_PASSWORD=SECRET)
+    header, _ = await received("http://HOST", env=env)
+    assert header == basic("alice", SECRET)
+
+
+async def test_a_password_file(tmp_path):
+    path = tmp_path / "password"
+    path.write_text(SECRET)
+    path.chmod(0o600)
+    header, result = await received(
+        "--user", "alice", "--password-file", path, "http://HOST"
+    )
+    assert header == basic("alice", SECRET)
+    assert SECRET not in result.err
+
+
+async def test_a_token_beats_the_environment_s_user(tmp_path):
+    path = tmp_path / "token"
+    path.write_text(SECRET + "\n")
+    path.chmod(0o600)
+    env = environment(DDUMP_USER="alice", DDUMP_PASSWORD="other")  # noqa: S106
+    header, result = await received("--token-file", path, "http://HOST", env=env)
+    assert header == f"Bearer {SECRET}"
+    assert SECRET not in result.err
+
+
+async def test_a_user_and_a_token_on_the_line(tmp_path):
+    path = tmp_path / "token"
+    path.write_text(SECRET)
+    path.chmod(0o600)
+    result = await run("--user", "a", "--token-file", path, "http://127.0.0.1:1")
+    assert result.code == 2
+    assert "--user and --token-file are both given (give one)" in result.err
+
+
+async def test_netrc(tmp_path):
+    path = tmp_path / "rc"
+    path.write_text(f"machine 127.0.0.1 login alice password {SECRET}\n")
+    path.chmod(0o600)
+    header, result = await received("http://HOST", env=environment(NETRC=str(path)))
+    assert header == basic("alice", SECRET)
+    assert SECRET not in result.err
+
+
+async def test_credentials_do_not_follow_a_redirect(tmp_path):
+    async with serving(capture([pcap(RECORDS)])) as other:
+        script = answer("307 Moved", location=f"{other.url}/capture")
+        header, result = await received(f"http://alice:{SECRET}@HOST", script=script)
+    assert header == basic("alice", SECRET)
+    assert other.connections == 0
+    assert result.code == 3
+    assert SECRET not in result.err
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"http://alice:{SECRET}@127.0.0.1:1",
+        f"https://alice:{SECRET}@127.0.0.1:1",
+        f"http://alice:{SECRET}@127.0.0.1:x",
+        f"http://alice:{SECRET}@127.0.0.1?nonsense=1",
+        f"http://alice:{SECRET}/@127.0.0.1",
+        f"a=http://alice:{SECRET}@no-such-host.invalid",
+    ],
+)
+@pytest.mark.parametrize("from_file", [False, True])
+async def test_errors_hold_no_credentials(target, from_file, tmp_path):
+    words = [target]
+    if from_file:
+        path = tmp_path / "targets"
+        path.write_text(f"# all\n{target}\n")
+        words = ["-T", path]
+    result = await run("-vv", *words)
+    assert result.code in {2, 3}
+    assert result.err
+    assert "Tr0ub" not in result.err
+    if from_file and result.code == 2:
+        assert f"{path}:2: " in result.err
+
+
+async def test_credentials_are_in_no_capture():
+    async with serving(capture([pcap(RECORDS)])) as server:
+        target = server.url.replace("//", f"//alice:{SECRET.replace('&', '%26')}@")
+        result = await run("--format", "pcapng", target)
+    assert result.code == 0
+    assert b"127.0.0.1" in result.out
+    assert b"alice" not in result.out
+    assert b"Tr0ub" not in result.out
