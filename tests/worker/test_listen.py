@@ -199,6 +199,17 @@ class TestUnixListener:
         path.unlink()
         listener.close()
 
+    def test_a_file_that_cannot_be_removed_is_logged(self, path, monkeypatch, caplog):
+        listener = Listener(UnixAddress(path=path))
+
+        def refuse(*_):
+            raise PermissionError(13, "Permission denied")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", refuse)
+            listener.close()
+        assert f"cannot remove {path}: Permission denied" in caplog.text
+
     @pytest.mark.parametrize("name", ["no/such/folder.sock", "x" * 200])
     def test_a_path_that_cannot_be_is_refused(self, tmp_path, name):
         with pytest.raises(UsageError, match="cannot listen on unix:"):

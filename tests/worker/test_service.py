@@ -9,12 +9,15 @@ import signal
 import socket
 import stat
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 
+from ddump_common.errors import CaptureError
+from ddump_worker import service
 from support.loopback import payloads, records, talker, tcpdump
 from support.namespaces import network
 from support.workers import run, stop, wait_until, worker
@@ -664,3 +667,21 @@ class TestShutdown:
         async with worker() as running:
             pass
         assert running.process.returncode == 0
+
+
+async def test_the_watch_goes_on_when_counters_cannot_be_taken(monkeypatch, caplog):
+    def refuse():
+        raise CaptureError("no netlink")
+
+    swept = []
+    monkeypatch.setattr(service, "interfaces", refuse)
+    monkeypatch.setattr(service, "_WATCH_SECONDS", 0.01)
+    core = SimpleNamespace(
+        connections=SimpleNamespace(sweep=lambda: swept.append(1)), streams=["one"]
+    )
+    async with asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(service._watch(core))
+        await wait_until(lambda: len(swept) > 2)
+        assert not watch.done()
+        watch.cancel()
+    assert "the counters could not be taken: no netlink" in caplog.text

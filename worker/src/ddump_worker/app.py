@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -15,7 +14,7 @@ from ddump_common.api import (
     METRICS_PATH,
     STATUS_PATH,
 )
-from ddump_common.errors import UsageError
+from ddump_common.errors import DdumpError, UsageError
 from ddump_common.text import printable
 
 from . import handlers
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 _log = logging.getLogger(__name__)
+
+_FORESEEN = (DdumpError, web.HTTPException, ConnectionError)
 
 
 def create_app(core: Core) -> web.Application:
@@ -56,7 +57,10 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         _check_body(request)
         return await handler(request)
     except Exception as exc:  # the top of a request
+        if not isinstance(exc, _FORESEEN):
+            _log.exception("request for %s failed", printable(request.path))
         if request.writer.output_size > 0:
+            # The connection ends without the final chunk, and the client sees that.
             raise
         return _problem(request, exc)
 
@@ -68,8 +72,6 @@ def _check_body(request: web.Request) -> None:
 
 def _problem(request: web.Request, exc: Exception) -> web.Response:
     problem, headers = problem_of(exc)
-    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.error("request for %s failed", printable(request.path), exc_info=exc)
     if request.path == CAPTURE_PATH:
         core = request.app[CORE]
         core.streams.refused[reason_of(exc)] += 1

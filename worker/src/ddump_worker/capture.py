@@ -336,13 +336,11 @@ class LiveCapture:
             elif handle.more:
                 await asyncio.sleep(0)
             elif self._loop.time() < end:
-                await self._readable(end, wakeable=False)
+                await self._readable(end)
             else:
                 return
 
-    async def _readable(self, deadline: float, *, wakeable: bool = True) -> None:
-        if self._stopping and wakeable:
-            return
+    async def _readable(self, deadline: float) -> None:
         self._waiter = self._loop.create_future()
         if not self._watched:
             self._loop.add_reader(self._handle.fileno(), self._on_readable)

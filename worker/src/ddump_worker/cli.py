@@ -34,8 +34,6 @@ class _Parsed(click.ParamType[object]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:
-        if not isinstance(value, (str, int)):
-            return value  # a default
         try:
             return self._parse(str(value))
         except UsageError as exc:

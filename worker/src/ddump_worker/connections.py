@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import web
 
 from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES, Problem
+from ddump_common.text import printable
 
 from .problems import problem_response, raw_problem
 
@@ -198,18 +199,13 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             # The connection ends without the final chunk: the client sees it broken.
             raise ConnectionError("the response has begun already")
+        detail = ""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.error("request failed", exc_info=exc)
+        elif message:
+            detail = printable(message.splitlines()[0])
         response = problem_response(
-            Problem(
-                title=HTTPStatus(status).phrase,
-                status=status,
-                detail=""
-                if status >= HTTPStatus.INTERNAL_SERVER_ERROR
-                else (message or "").splitlines()[0]
-                if message
-                else "",
-            )
+            Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
         )
         response.force_close()
         return response

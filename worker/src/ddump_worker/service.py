@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from ddump_common.errors import FilterError, UsageError
+from ddump_common.errors import CaptureError, FilterError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN, LinkType
 
 from .app import create_app
@@ -193,7 +193,10 @@ async def _watch(core: Core) -> None:
         await asyncio.sleep(_WATCH_SECONDS)
         core.connections.sweep()
         if len(core.streams):
-            core.streams.refresh(interfaces())
+            try:
+                core.streams.refresh(interfaces())
+            except CaptureError as exc:
+                _log.warning("the counters could not be taken: %s", exc)
 
 
 async def _end(core: Core, servers: Sequence[asyncio.Server]) -> None:
