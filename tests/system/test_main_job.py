@@ -19,6 +19,7 @@ from support.programs import DDUMP, await_streams, started, worker
 
 PACKETS = 3000
 RATE = 3000
+SLOW_PACKETS = 12_000  # about 9 MB to each host
 QUIET_SECONDS = 10
 
 
@@ -237,6 +238,46 @@ def test_a_silent_target_holds_nobody_back_longer_than_hold(hosts):
         sent = time.monotonic()
         ddump.stdout.read(16 + 16 + len(packet) - 14)
         assert time.monotonic() - sent < 1.5
+
+
+@pytest.mark.live
+@pytest.mark.process
+def test_a_slow_reader_gets_every_packet_as_it_was(hosts, tmp_path):
+    net, urls = hosts
+    command = net.client.command(
+        DDUMP, "--precision", "nano", "-f", traffic.FILTER,
+        "-c", str(2 * SLOW_PACKETS), *urls[:2],
+    )  # fmt: skip
+    sent = {}
+    with started(command, stdout=subprocess.PIPE) as ddump:
+        with net.client.entered():
+            await_streams(urls[:2])
+        senders = []
+        for number, host in enumerate(net.hosts[:2], start=1):
+            path = tmp_path / f"sent{number}.pcap"
+            frames = traffic.frames(net.client, host, SLOW_PACKETS, seed=number)
+            traffic.write_capture(path, frames)
+            sent[number] = [frame[14 + 20 + 8 :] for frame in frames]
+            senders.append(
+                traffic.replay(
+                    net.client, f"port{number}", path, packets_per_second=8000
+                )
+            )
+        for sender in senders:
+            _, complaint = sender.communicate(timeout=30)
+            assert sender.returncode == 0, complaint
+        # All was sent, more than pipe and queue hold, before anything is read: every
+        # buffer on the way has been full.
+        output = tmp_path / "slow.pcap"
+        with output.open("wb") as file:
+            while data := ddump.stdout.read(65536):
+                file.write(data)
+        assert ddump.wait(5) == 0
+    records = read(output)
+    assert [record[0] for record in records] == sorted(record[0] for record in records)
+    for number, expected in sent.items():
+        seed = number.to_bytes(2, "big")
+        assert [each for each in payloads(records) if each[:2] == seed] == expected
 
 
 @pytest.mark.live
