@@ -19,7 +19,7 @@ from support.programs import DDUMP, await_streams, started, worker
 
 PACKETS = 3000
 RATE = 3000
-SLOW_PACKETS = 12_000  # about 9 MB to each host
+SLOW_PACKETS = 6_000  # 9 MB in all, twice what the queue to the reader holds
 QUIET_SECONDS = 10
 
 
