@@ -6,4 +6,4 @@ cd "$(dirname "$0")/../.."
 # pytest's usual capture the sanitizers' reports would be lost.
 exec .venv/bin/python tests/fuzz/sanitized.py pytest --capture=sys \
     tests/merger/test_merge*.py tests/worker/test_pcap*.py \
-    --ignore=tests/merger/test_merge_memory.py "$@"
+    --deselect=tests/merger/test_merge_memory.py "$@"
