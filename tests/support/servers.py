@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from support.certificates import Authority, Pair
+
+    Script = Callable[["Exchange"], Awaitable[None]]
 
 PCAP = "application/vnd.tcpdump.pcap"
 _CLOSED = (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError)
@@ -80,9 +82,6 @@ class Exchange:
         self._writer.transport.abort()
 
 
-Script = "Callable[[Exchange], Awaitable[None]]"
-
-
 @dataclass(slots=True)
 class Server:
     """A server that runs: where it listens, and what it was asked."""
@@ -114,8 +113,8 @@ async def serving(
             request = _parse(head)
             server.requests.append(request)
             await script(Exchange(request, reader, writer))
-        except _CLOSED:
-            pass
+        except (*_CLOSED, asyncio.CancelledError):
+            pass  # the client has gone, or the test is over
         except Exception as exc:  # noqa: BLE001  # shown when the server ends
             failures.append(exc)
         finally:
