@@ -160,7 +160,7 @@ def any_program(rng, code):
             case 2:
                 del data[at : at + rng.choice((1, 8, 24))]
             case _:
-                data[at:at] = data * rng.choice((1, 1, 400))
+                data[at:at] = data[:100] * rng.choice((1, 1, 400))
     return bytes(data)
 
 
