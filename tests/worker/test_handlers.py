@@ -225,13 +225,16 @@ class TestCapture:
     async def test_http_1_0_is_served_without_chunks(self, url):
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"GET /capture?duration=0.1&filter=udp+port+1 HTTP/1.0\r\n\r\n")
-        answer = await reader.read()
-        writer.close()
-        head, _, body = answer.partition(b"\r\n\r\n")
+        with talker() as udp:
+            target = f"/capture?packets=40&filter={quote(udp.filter)}"
+            writer.write(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            sent = udp.send(40, size=1000)
+            body = await reader.read()
+            writer.close()
         assert b"chunked" not in head
-        assert len(body) == 24
-        PcapHeader.parse(body)
+        assert PcapHeader.parse(body).link_type == 113
+        assert payloads(body) == sent
 
     async def test_head_checks_and_opens_nothing(self, http):
         before = (await status(http))["totals"]["streams"]

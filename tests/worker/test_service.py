@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from ddump_common.api import CaptureQuery
 from ddump_common.errors import CaptureError
 from ddump_worker import service
+from ddump_worker.streams import Streams
 from support.loopback import payloads, records, talker, tcpdump
 from support.namespaces import network
 from support.workers import run, stop, wait_until, worker
@@ -676,8 +678,12 @@ async def test_the_watch_goes_on_when_counters_cannot_be_taken(monkeypatch, capl
     swept = []
     monkeypatch.setattr(service, "interfaces", refuse)
     monkeypatch.setattr(service, "_WATCH_SECONDS", 0.01)
+    streams = Streams()
+    streams.open(
+        client="", query=CaptureQuery(), started_ns=0, interfaces=[], chosen=frozenset()
+    )
     core = SimpleNamespace(
-        connections=SimpleNamespace(sweep=lambda: swept.append(1)), streams=["one"]
+        connections=SimpleNamespace(sweep=lambda: swept.append(1)), streams=streams
     )
     async with asyncio.TaskGroup() as tasks:
         watch = tasks.create_task(service._watch(core))

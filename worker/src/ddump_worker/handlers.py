@@ -29,6 +29,7 @@ from ddump_common.text import printable
 from ddump_common.units import SECONDS
 
 from . import __version__
+from .body import Body
 from .connections import Connection
 from .core import Core
 from .interfaces import capturable, interfaces
@@ -140,7 +141,8 @@ async def _deliver(
     await response.prepare(request)
     await response.write(header.serialize())
     reason = await live.deliver(
-        response.write, on_draining=lambda: stream.move(StreamState.DRAINING)
+        Body(request, response).write,
+        on_draining=lambda: stream.move(StreamState.DRAINING),
     )
     await response.write_eof()
     return reason
