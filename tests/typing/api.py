@@ -5,22 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddump_common import (
-    MAX_SNAPLEN,
-    CaptureQuery,
-    FormatError,
-    InterfaceDescription,
-    Link,
-    LinkType,
-    PcapHeader,
-    Precision,
-    SectionHeader,
-    client_context,
-    join_filters,
-    parse_duration,
-    parse_size,
-    printable,
-)
+from ddump_common.api import CaptureQuery, Link, join_filters
+from ddump_common.errors import FormatError
+from ddump_common.pcap import MAX_SNAPLEN, LinkType, PcapHeader, Precision
+from ddump_common.pcapng import InterfaceDescription, SectionHeader
+from ddump_common.text import printable
+from ddump_common.tls import client_context
+from ddump_common.units import parse_duration, parse_size
 from ddump_merger._merge import Merge
 
 if TYPE_CHECKING:
