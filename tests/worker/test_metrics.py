@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ddump_common.api import Totals
+from ddump_common.answers import Totals
 from ddump_worker.metrics import Metrics
 
 TOTALS = Totals(

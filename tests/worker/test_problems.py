@@ -9,7 +9,7 @@ import time
 import pytest
 from aiohttp import web
 
-from ddump_common.api import Problem
+from ddump_common.answers import Problem
 from ddump_common.errors import (
     CaptureError,
     FilterError,

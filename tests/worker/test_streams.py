@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from ddump_common.api import CaptureQuery, StreamState
+from ddump_common.answers import StreamState
+from ddump_common.api import CaptureQuery
 from ddump_worker.interfaces import Interface
 from ddump_worker.streams import TRANSITIONS, DropMeter, Streams
 

@@ -11,7 +11,8 @@ import click
 import msgspec
 import uvloop
 
-from ddump_common.api import STATUS_PATH, Status
+from ddump_common.answers import Status
+from ddump_common.api import STATUS_PATH
 from ddump_common.errors import DdumpError, ExitCode, RefusedError, UsageError
 from ddump_common.text import printable
 from ddump_common.units import format_size

@@ -21,12 +21,8 @@ import msgspec
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from ddump_common.api import (
-    MEDIA_TYPE_PCAP,
-    MEDIA_TYPE_PCAPNG,
-    MEDIA_TYPE_PROBLEM,
-    Problem,
-)
+from ddump_common.answers import Problem
+from ddump_common.api import MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG, MEDIA_TYPE_PROBLEM
 from ddump_common.errors import (
     BrokenStreamError,
     RefusedError,

@@ -16,6 +16,8 @@ was queued before is told apart by count and time, and a refusal is an error.
 
 import warnings
 
+from ddump_common.errors import CaptureError, FilterError, PrivilegeError
+
 cimport cython
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -77,6 +79,8 @@ from ddump_worker.libpcap cimport (
     timespec,
     usleep,
 )
+
+from ddump_common.errors import CaptureError, FilterError, PrivilegeError
 
 cdef enum:
     RECORD_HEADER = 16
@@ -177,9 +181,6 @@ cdef int attach(int fd, const instruction *instructions, size_t count) except -1
 
 
 cdef object refuse(size_t count, str reason):
-    # Imported here, as the process that compiles filters has to start quickly.
-    from ddump_common.errors import FilterError
-
     raise FilterError(
         f"the kernel does not take the filter of {count} instructions: {reason}"
     )
@@ -188,8 +189,6 @@ cdef object refuse(size_t count, str reason):
 cdef size_t instructions_of(bytes code) except 0:
     cdef size_t count = <size_t>len(code) // INSTRUCTION
     if len(code) % INSTRUCTION or not 0 < count <= MAX_INSTRUCTIONS:
-        from ddump_common.errors import FilterError
-
         raise FilterError(
             f"a filter of {len(code) / INSTRUCTION:g} instructions, "
             f"the kernel takes {MAX_INSTRUCTIONS}"
@@ -231,8 +230,6 @@ def compile_filter(
     cdef const char *characters = source
     cdef int status
     if b"\0" in source:
-        from ddump_common.errors import FilterError
-
         raise FilterError("the expression holds a NUL character")
     handle = pcap_open_dead(link_type, snaplen)
     if handle == NULL:
@@ -243,8 +240,6 @@ def compile_filter(
                 handle, &compiled, characters, optimize, PCAP_NETMASK_UNKNOWN
             )
         if status < 0:
-            from ddump_common.errors import FilterError
-
             raise FilterError(text(pcap_geterr(handle)))
         try:
             return PyBytes_FromStringAndSize(
@@ -352,14 +347,10 @@ cdef class Capture:
             self._fail(f"{device} has no descriptor to wait for")
 
     cdef object _fail(self, str message):
-        from ddump_common.errors import CaptureError
-
         self.close()
         raise CaptureError(message)
 
     cdef object _refuse(self, str device, int status):
-        from ddump_common.errors import CaptureError, PrivilegeError
-
         words = text(pcap_geterr(self._handle)) or text(pcap_statustostr(status))
         self.close()
         if status in (PCAP_ERROR_PERM_DENIED, PCAP_ERROR_PROMISC_PERM_DENIED):
@@ -424,8 +415,6 @@ cdef class Capture:
                 self._handle, MAX_DISPATCH, on_packet, <u_char *>&self._sink
             )
         if status < 0 and status != PCAP_ERROR_BREAK:
-            from ddump_common.errors import CaptureError
-
             raise CaptureError(text(pcap_geterr(self._handle)))
         self._more = not self._sink.finished and (
             status == PCAP_ERROR_BREAK or status == MAX_DISPATCH
@@ -443,8 +432,6 @@ cdef class Capture:
         cdef pcap_stat counters
         memset(&counters, 0, sizeof(counters))
         if pcap_stats(self._handle, &counters) != 0:
-            from ddump_common.errors import CaptureError
-
             raise CaptureError(text(pcap_geterr(self._handle)))
         self._received += <unsigned int>(counters.ps_recv - self._last_received)
         self._dropped += <unsigned int>(counters.ps_drop - self._last_dropped)

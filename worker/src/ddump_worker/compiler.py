@@ -16,6 +16,8 @@ import signal
 import socket
 import sys
 
+from ddump_common.errors import FilterError
+
 from . import _pcap
 from .program import UnsupportedLoadError, cook
 
@@ -67,10 +69,7 @@ def _answer(text: bytes, link_type: int, snaplen: int) -> bytes:
         reason = f"the kernel cannot filter by {exc}"
     except MemoryError:
         reason = "the filter takes too much memory to compile"
-    except Exception as exc:
-        # By name, as importing the errors takes longer than all the rest.
-        if type(exc).__name__ != "FilterError":
-            raise
+    except FilterError as exc:
         reason = str(exc)
     return REFUSED + reason.encode()
 

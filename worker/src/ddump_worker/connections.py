@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 
-from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES, Problem
+from ddump_common.answers import Problem
+from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
 from ddump_common.text import printable
 
 from .problems import problem_response, raw_problem

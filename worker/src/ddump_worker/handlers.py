@@ -14,15 +14,8 @@ import msgspec
 from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ddump_common.api import (
-    MEDIA_TYPE_PCAP,
-    CaptureQuery,
-    Health,
-    InterfaceInfo,
-    Memory,
-    Status,
-    StreamState,
-)
+from ddump_common.answers import Health, InterfaceInfo, Memory, Status, StreamState
+from ddump_common.api import MEDIA_TYPE_PCAP, CaptureQuery
 from ddump_common.errors import DdumpError, ParameterError
 from ddump_common.pcap import PcapHeader
 from ddump_common.text import printable

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
+from ddump_common.answers import Problem
 from ddump_common.api import (
     CAPTURE_PATH,
     HEALTH_PATH,
@@ -20,7 +21,6 @@ from ddump_common.api import (
     METRICS_PATH,
     STATUS_PATH,
     TIME_HEADER,
-    Problem,
 )
 from ddump_common.errors import (
     CaptureError,

@@ -7,7 +7,7 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ddump_common.api import StreamInfo, StreamState, Totals
+from ddump_common.answers import StreamInfo, StreamState, Totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

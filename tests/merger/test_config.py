@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import ssl
+
+import pytest
+
+from ddump_common.errors import UsageError
+from ddump_merger.config import Config, TlsFiles
+from ddump_merger.target import FileTarget, HttpTarget, parse_target
+from support.certificates import Authority
+
+
+def targets(*words):
+    return tuple(map(parse_target, words))
+
+
+def test_targets_by_kind():
+    config = Config(targets=targets("a", "http://b", "-"))
+    assert [type(each) for each in config.targets] == [
+        FileTarget,
+        HttpTarget,
+        FileTarget,
+    ]
+    assert [each.name for each in config.http_targets] == ["b"]
+    assert [each.name for each in config.file_targets] == ["a", "-"]
+
+
+def test_defaults():
+    config = Config(targets=targets("a"))
+    assert config.hold_ns == 1_000_000_000
+    assert config.disorder_ns == 50_000_000
+    assert config.buffer_bytes == 64 << 20
+    assert config.timeout_ns == 30_000_000_000
+    assert config.connect_timeout_ns == 10_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "complaint"),
+    [
+        ([], {}, "no target"),
+        (["-", "a", "-"], {}, "standard input can be only one"),
+        (["a"], {"duration_ns": 1}, "--duration is for workers"),
+    ],
+)
+def test_what_cannot_be(words, fields, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        Config(targets=targets(*words), **fields)
+
+
+def test_a_context_only_when_something_asks_for_it(tmp_path):
+    files = TlsFiles()
+    assert files.context(targets("http://a")) is None
+    assert isinstance(files.context(targets("http://a", "https://b")), ssl.SSLContext)
+    given = TlsFiles(ca=Authority(tmp_path).cert)
+    assert isinstance(given.context(targets("http://a")), ssl.SSLContext)
+    with pytest.raises(UsageError, match="cannot use the authorities"):
+        TlsFiles(ca=tmp_path / "none").context([])

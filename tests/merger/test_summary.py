@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+
+from ddump_common.errors import BrokenStreamError, ExitCode, UnreachableError
+from ddump_merger._merge import Merge
+from ddump_merger.lane import Lane, LaneState
+from ddump_merger.summary import exit_code, summary_lines
+from ddump_merger.target import parse_target
+from support.captures import SLL, Cooked, Record, pcap
+
+START = 1_700_000_000_000_000_000
+
+
+def lane(index, word, *, error=None, has_header=True):
+    return Lane(
+        index=index,
+        target=parse_target(word),
+        source=None,
+        live=word.startswith("http"),
+        heard=0.0,
+        error=error,
+        has_header=has_header,
+    )
+
+
+@pytest.mark.parametrize(
+    ("lanes", "interrupted", "expected"),
+    [
+        ([(None, True)], False, ExitCode.OK),
+        ([(None, False)], True, ExitCode.OK),
+        ([("x", True), (None, True)], False, ExitCode.INCOMPLETE),
+        ([("x", False), (None, True)], False, ExitCode.INCOMPLETE),
+        ([("x", True)], False, ExitCode.INCOMPLETE),
+        ([("x", False), ("y", False)], False, ExitCode.NO_TARGET),
+        ([("x", False), (None, False)], True, ExitCode.INCOMPLETE),
+    ],
+)
+def test_the_exit_code(lanes, interrupted, expected):
+    built = [
+        lane(n, "a", error=error and UnreachableError(error), has_header=has_header)
+        for n, (error, has_header) in enumerate(lanes)
+    ]
+    assert exit_code(built, interrupted=interrupted) is expected
+
+
+def test_every_target_has_a_line():
+    merge = Merge(5)
+    merge.start(276)
+    merge.receive_data(0, pcap([Record(START, Cooked().sll())]))
+    merge.receive_data(1, pcap([Record(START, b"b")] * 2, link_type=276))
+    merge.receive_data(
+        2, pcap([Record(START, Cooked(payload=bytes(262_100)).sll())] * 2)
+    )
+    for index in range(5):
+        merge.receive_eof(index) if index < 3 else merge.refuse(index)
+    while merge.data_to_send():
+        pass
+    merge_late = list(
+        summary_lines(
+            [
+                lane(0, "http://a"),
+                lane(1, "b.pcap"),
+                lane(2, "http://c", error=BrokenStreamError("cut \x1b short")),
+                lane(
+                    3, "d=http://d", error=UnreachableError("refused"), has_header=False
+                ),
+                lane(4, "e"),
+            ],
+            merge,
+        )
+    )
+    assert merge_late == [
+        "a: 1 packet received, - dropped by kernel, 0 late",
+        "b.pcap: 2 packets received, 0 late",
+        "c: 2 packets received, - dropped by kernel, 0 late, "
+        r"truncated: cut \x1b short",
+        "d: not captured: refused",
+        "e: 0 packets received, 0 late",
+        "all: 5 packets received, 0 late",
+    ]
+
+
+def test_what_was_cut_is_said():
+    merge = Merge(1)
+    merge.start(276)
+    whole = Cooked(payload=bytes(262_144 - 16)).sll()  # four bytes too long as SLL2
+    merge.receive_data(0, pcap([Record(START, whole)], link_type=SLL))
+    merge.receive_eof(0)
+    assert merge.data_to_send()
+    assert list(summary_lines([lane(0, "a")], merge)) == [
+        "a: 1 packet received, 0 late, 1 cut to the snapshot length"
+    ]
+
+
+def test_a_lane_knows_when_it_has_ended():
+    one = lane(0, "a.pcap")
+    assert (one.name, one.state, one.ended) == ("a.pcap", LaneState.CONNECTING, False)
+    one.state = LaneState.ENDED
+    assert one.ended
