@@ -20,6 +20,7 @@ TABLES = {
         "ddump status": status_command,
         "ddump-worker": worker_command,
     },
+    ROOT / "worker/README.rst": {"ddump-worker": worker_command},
 }
 
 
