@@ -304,6 +304,7 @@ async def test_a_record_that_is_too_long_to_be_one(caplen):
     assert result.code == 4
     assert records == BAD
     assert f"at byte {len(pcap(BAD))}" in complaint(result)
+    assert "bad: 50 packets received, - dropped by kernel, 0 late, trunc" in result.err
 
 
 async def test_another_link_type():

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ddump_common.api import Link
@@ -123,10 +124,13 @@ class Fanin:
         try:
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(self._sink.failed(), name="sink")
-                self._readers = [
-                    tasks.create_task(self._read(lane), name=f"read {lane.name}")
-                    for lane in self._lanes
-                ]
+                for lane in self._lanes:
+                    reader = tasks.create_task(
+                        self._read(lane), name=f"read {lane.name}"
+                    )
+                    # Not in the task itself: one that is cancelled may never have begun.
+                    reader.add_done_callback(partial(self._end, lane))
+                    self._readers.append(reader)
                 if self._stopping:
                     self._stop()
                 await self._drain()
@@ -155,8 +159,6 @@ class Fanin:
             if self._stopping:
                 self._take_arrived(lane)
             raise
-        finally:
-            self._end(lane)
 
     async def _read_stream(self, lane: Lane) -> None:
         duration = self._config.duration_ns
@@ -183,19 +185,23 @@ class Fanin:
         Raises:
             FormatError: they are no capture, or cannot become the output's link type.
         """
-        self._merge.receive_data(lane.index, data)
-        if not lane.has_header:
-            self._check_header(lane)
+        try:
+            self._merge.receive_data(lane.index, data)
+        finally:  # what came before an error counts
+            lane.has_header = lane.has_header or self._has_header(lane)
+        buffered = self._merge.buffered(lane.index)
+        if not lane.has_header and buffered > self._config.buffer_bytes:
+            raise CorruptError("the header does not end", offset=0)
         if self._timer is None:
             self._arm()
         self._wake.set()
 
-    def _check_header(self, lane: Lane) -> None:
+    def _has_header(self, lane: Lane) -> bool:
+        """Return whether the header has come, and its packets can come out."""
         link_type = self._merge.link_type(lane.index)
-        if link_type is not None:
-            lane.has_header = True
-        elif self._merge.buffered(lane.index) > self._config.buffer_bytes:
-            raise CorruptError("the header does not end", offset=0)
+        if link_type is None:
+            return False
+        return self._link_type is None or fits(link_type, self._link_type)
 
     def _refuse(self, lane: Lane, link_type: int, output: int) -> None:
         """Take a target out of the merge, with all it brought."""
@@ -213,8 +219,8 @@ class Fanin:
         except DdumpError as exc:
             self._fail(lane, exc)
 
-    def _end(self, lane: Lane) -> None:
-        """Close the source; the merge waits for it no more. Idempotent."""
+    def _end(self, lane: Lane, _: asyncio.Task[None]) -> None:
+        """Close the source; the merge waits for it no more."""
         with suppress(TruncatedError):  # said already, or our own doing
             self._merge.receive_eof(lane.index)
         lane.source.close()

@@ -1,0 +1,527 @@
+"""The fan-in with targets that follow a script, a real merge, and a real sink."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass, field
+
+import pytest
+
+from ddump_common.api import Link
+from ddump_common.errors import (
+    BrokenStreamError,
+    OutputError,
+    UnreachableError,
+)
+from ddump_common.pcap import Precision
+from ddump_merger._merge import Merge
+from ddump_merger.config import Config
+from ddump_merger.fanin import Fanin
+from ddump_merger.header import OutputHeader
+from ddump_merger.lane import Lane, LaneState
+from ddump_merger.output import Output
+from ddump_merger.sink import Sink
+from ddump_merger.target import parse_target
+from support.captures import Record, parse_pcap, pcap, pcap_header, pcap_record, section
+
+START = 1_700_000_000_000_000_000
+SECOND = 1_000_000_000
+RECORDS = [Record(START + n * 1_000_000, b"%d" % n) for n in range(100)]
+
+
+class Forever:
+    """A step that never ends."""
+
+
+@dataclass
+class Script:
+    """A source whose reads are given: bytes, errors, or things to wait for."""
+
+    steps: list = field(default_factory=list)
+    opening: object = None
+    unread: list[bytes] = field(default_factory=list)
+    closed: int = 0
+    reads: int = 0
+
+    async def open(self):
+        await self._take(self.opening)
+
+    async def read(self):
+        self.reads += 1
+        await asyncio.sleep(0)  # as sockets and threads do: others have their turn
+        while self.steps:
+            step = self.steps.pop(0)
+            if isinstance(step, bytes):
+                return step
+            await self._take(step)
+        return b""
+
+    async def _take(self, step):
+        match step:
+            case None:
+                pass
+            case Exception():
+                raise step
+            case asyncio.Event():
+                await step.wait()
+            case type() if step is Forever:
+                await asyncio.Event().wait()
+
+    def arrived(self):
+        return self.unread.pop(0) if self.unread else b""
+
+    def close(self):
+        self.closed += 1
+
+
+class Run:
+    """A fan-in with all that it needs; its output goes to a file."""
+
+    def __init__(self, path, scripts, output=None, **options):
+        self.path = path
+        words = options.pop("words", None) or [
+            f"http://h{n}" for n in range(len(scripts))
+        ]
+        self.config = Config(
+            targets=tuple(parse_target(word) for word in words), output=path, **options
+        )
+        self.scripts = scripts
+        self.merge = Merge(
+            len(scripts),
+            disorder_ns=self.config.disorder_ns,
+            max_packets=self.config.count,
+        )
+        loop = asyncio.get_running_loop()
+        self.lanes = []
+        for index, (script, target) in enumerate(
+            zip(scripts, self.config.targets, strict=True)
+        ):
+            live = target in self.config.http_targets
+            self.merge.limit(index, self.config.buffer_bytes, live=live)
+            self.lanes.append(
+                Lane(
+                    index=index,
+                    target=target,
+                    source=script,
+                    live=live,
+                    heard=loop.time(),
+                )
+            )
+        self.sink = Sink(output or Output(path))
+        self.now_ns = START + 3600 * SECOND
+        header = OutputHeader(
+            targets=self.config.targets, pcapng=False, precision=Precision.MICRO
+        )
+        self.fanin = Fanin(
+            self.config, self.merge, self.lanes, self.sink, header,
+            clock_ns=lambda: self.now_ns,
+        )  # fmt: skip
+
+    async def to_the_end(self):
+        async with asyncio.timeout(5):
+            await self.fanin.run()
+            await self.sink.close()
+        return self.path.read_bytes() if self.path.exists() else None
+
+    @property
+    def errors(self):
+        return [lane.error and str(lane.error) for lane in self.lanes]
+
+
+@pytest.fixture
+def build(tmp_path):
+    def build(*scripts, **options):
+        return Run(tmp_path / "out", scripts, **options)
+
+    return build
+
+
+async def until(condition):
+    """Let the others go on until something holds; the test's timeout bounds it."""
+    while not condition():  # noqa: ASYNC110  # what is watched has no event
+        await asyncio.sleep(0)
+
+
+async def test_streams_to_their_ends(build):
+    run = build(
+        Script([pcap(RECORDS[0::2])]),
+        Script([pcap_header(), *map(pcap_record, RECORDS[1::2])]),
+    )
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.errors == [None, None]
+    assert [lane.state for lane in run.lanes] == [LaneState.ENDED] * 2
+    assert [script.closed for script in run.scripts] == [1, 1]
+    assert not run.fanin.interrupted
+
+
+async def test_files_are_read_when_the_merge_waits_for_them(build):
+    """The second file is later as a whole: it is not read before the first has ended."""
+    first, second = RECORDS[:50], RECORDS[50:]
+    early = Script([pcap_header(), *(pcap_record(r) for r in first)])
+    late = Script([pcap_header(), *(pcap_record(r) for r in second)])
+    reads = []
+    read = early.read
+
+    async def watched():
+        reads.append(late.reads)
+        return await read()
+
+    early.read = watched
+    run = build(early, late, words=["a", "b"], disorder_ns=0)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert max(reads) <= 2  # its header, and the first record
+
+
+async def test_a_target_that_fails_is_said_at_once_and_once(build, caplog):
+    never = asyncio.Event()
+    good = Script([pcap_header(), never])
+    run = build(good, Script([pcap(RECORDS), BrokenStreamError("cut", hint="why")]))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[1].error)
+        assert caplog.messages == ["h1: cut (why)"]
+        assert not run.lanes[0].ended
+        never.set()
+        assert parse_pcap(await running) == RECORDS
+    assert len(caplog.messages) == 1
+    assert run.errors == [None, "cut (why)"]
+
+
+async def test_a_target_that_does_not_open(build):
+    run = build(Script(opening=UnreachableError("refused")), Script([pcap(RECORDS)]))
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.errors == ["refused", None]
+    assert not run.lanes[0].has_header
+
+
+async def test_no_target_opens(build):
+    run = build(Script(opening=UnreachableError("refused")))
+    assert await run.to_the_end() is None
+
+
+@pytest.mark.parametrize("words", [["a"], ["http://a"]])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "at byte 0"),
+        (pcap_header()[:10], "at byte"),
+        (section(), "ended before the header of a capture"),
+    ],
+)
+async def test_what_has_no_header(build, words, data, expected):
+    run = build(Script([data] if data else []), words=words)
+    assert await run.to_the_end() is None
+    assert expected in run.errors[0]
+
+
+async def test_a_header_that_does_not_end(build):
+    """A section may be long; its bytes are bounded by what a target may hold."""
+    long = (
+        section()[:4]
+        + (1 << 20).to_bytes(4, "little")
+        + bytes([0x4D, 0x3C, 0x2B, 0x1A])
+    )
+    run = build(
+        Script([long, *[b"\0" * 1000] * 50, Forever]), words=["a"], buffer_bytes=20_000
+    )
+    assert await run.to_the_end() is None
+    assert run.errors[0]
+
+
+@pytest.mark.parametrize("words", [["a"], ["http://a"]])
+async def test_what_came_before_an_error_counts(build, words):
+    """Also when all of it came at once: the header, the records, and the error."""
+    run = build(Script([pcap(RECORDS) + b"\xff" * 16]), words=words)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.lanes[0].has_header
+    assert "at byte" in run.errors[0]
+
+
+async def test_a_dissenter_among_files(build, caplog):
+    scripts = [
+        Script([pcap(RECORDS, link_type=1)]),
+        Script([pcap_header(), Forever]),
+        Script([pcap([], link_type=1)]),
+    ]
+    run = build(*scripts, words=["a", "b", "c"])
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.errors == [
+        None,
+        "its packets have link type LINUX_SLL, the output link type 1: "
+        "they cannot be mixed",
+        None,
+    ]
+    assert [lane.has_header for lane in run.lanes] == [True, False, True]
+    assert scripts[1].closed == 1
+
+
+async def test_a_dissenter_that_has_ended_already(build):
+    """What it brought before it broke is not let out either."""
+    slow = asyncio.Event()
+    broken = pcap(RECORDS) + b"\xff" * 16
+    run = build(
+        Script([broken]),
+        Script([slow, pcap(RECORDS, link_type=1)]),
+        Script([slow, pcap([], link_type=1)]),
+        words=["a", "b", "c"],
+    )
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].ended)
+        slow.set()
+        data = await running
+    assert data[:24] == pcap_header(link_type=1)
+    assert parse_pcap(data) == RECORDS
+    assert "at byte" in run.errors[0]
+    assert not run.lanes[0].has_header
+
+
+async def test_a_dissenter_beside_a_worker(build):
+    run = build(
+        Script([pcap(RECORDS)]), Script([pcap(RECORDS, link_type=1)]), link=Link.SLL
+    )
+    assert len(parse_pcap(await run.to_the_end())) == 100
+    assert "link type" in run.errors[1]
+
+
+# --- Ends that are asked for ---
+
+
+async def test_an_interrupt_takes_what_has_arrived(build):
+    scripts = [
+        Script(
+            [pcap(RECORDS[0:60:2]), Forever],
+            unread=list(map(pcap_record, RECORDS[60::2])),
+        ),
+        Script([pcap(RECORDS[1::2]) + b"half", Forever]),
+    ]
+    run = build(*scripts, hold_ns=3600 * SECOND)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: all(lane.has_header for lane in run.lanes))
+        run.fanin.interrupt()
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+    assert run.errors == [None, None]  # it was us who cut it
+    assert run.fanin.interrupted
+
+
+async def test_an_interrupt_before_the_start(build):
+    run = build(Script(opening=Forever))
+    run.fanin.interrupt()
+    assert await run.to_the_end() == pcap_header()
+
+
+async def test_an_interrupt_of_files_that_have_no_header_yet(build):
+    run = build(Script(opening=Forever), words=["a"])
+    run.fanin.interrupt()
+    assert await run.to_the_end() is None
+
+
+async def test_what_has_arrived_may_be_no_capture(build):
+    run = build(Script([pcap(RECORDS), Forever], unread=[b"\xff" * 100]))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].has_header)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+    assert "at byte" in run.errors[0]
+
+
+async def test_enough_packets_end_all(build):
+    scripts = [Script([pcap(RECORDS), Forever]), Script([pcap([]), Forever])]
+    run = build(*scripts, count=7)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: all(lane.has_header for lane in run.lanes))
+        run.merge.advance(1, RECORDS[50].timestamp_ns)
+        run.fanin._wake.set()
+        assert parse_pcap(await running) == RECORDS[:7]
+    assert run.errors == [None, None]
+    assert not run.fanin.interrupted
+
+
+async def test_duration(build, monkeypatch):
+    monkeypatch.setattr("ddump_merger.fanin._DURATION_GRACE", 0.05)
+    script = Script(
+        [pcap(RECORDS[:50]), Forever], unread=[*map(pcap_record, RECORDS[50:])]
+    )
+    run = build(script, duration_ns=1)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.errors == [None]
+
+
+# --- Failures of the output ---
+
+
+async def test_a_failure_of_the_output_ends_all(build, tmp_path):
+    scripts = [Script([pcap(RECORDS), Forever]), Script(opening=Forever)]
+    run = build(*scripts, output=Output(tmp_path / "/dev/full"), hold_ns=0)
+    async with asyncio.timeout(5):
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await run.fanin.run()
+    assert caught.group_contains(OutputError)
+    assert run.errors == [None, None]  # they are not to blame
+    assert [script.closed for script in scripts] == [1, 1]
+
+
+# --- Backpressure ---
+
+
+async def test_nobody_reads_while_the_sink_is_full(build, monkeypatch):
+    reader, writer = os.pipe()
+    monkeypatch.setattr("ddump_merger.output._STDOUT", writer)
+    big = [Record(START + n * SECOND, bytes(50_000)) for n in range(400)]
+    script = Script([pcap_header(), *map(pcap_record, big)])
+    run = build(script, output=Output(None))
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        before = -1
+        while script.reads != before or not script.reads:
+            before = script.reads
+            await asyncio.sleep(0.1)
+        assert script.reads < 200  # the sink's 4 MiB, and what the merge holds
+        assert not run.fanin._flow.is_set()
+        drained = tasks.create_task(asyncio.to_thread(read_to_the_end, reader))
+        await running
+        os.close(writer)
+        assert parse_pcap(await drained) == big
+
+
+def read_to_the_end(fd):
+    with os.fdopen(fd, "rb") as pipe:
+        return pipe.read()
+
+
+# --- The clock ---
+
+
+def clocked(build, *, heard, words=None, **options):
+    """Return a run whose inputs were last heard of so many seconds ago."""
+    run = build(*[Script(opening=Forever) for _ in heard], words=words, **options)
+    now = asyncio.get_running_loop().time()
+    for lane, ago in zip(run.lanes, heard, strict=True):
+        lane.state = LaneState.OPEN
+        lane.heard = now - ago
+    run.moved = []
+    run.fanin._merge = Moves(run.merge, run.moved)
+    run.fanin._timer_due = now
+    return run
+
+
+@dataclass
+class Moves:
+    """A merge that notes who is moved by the clock."""
+
+    merge: Merge
+    moved: list
+
+    def advance(self, index, timestamp_ns):
+        self.moved.append((index, timestamp_ns))
+        self.merge.advance(index, timestamp_ns)
+
+    def __getattr__(self, name):
+        return getattr(self.merge, name)
+
+
+async def finish(run):
+    run.fanin.interrupt()
+    await run.to_the_end()
+
+
+async def test_the_clock_moves_who_was_silent(build):
+    run = clocked(build, heard=[0.5, 1.5, 60])
+    run.fanin._on_timer()
+    moved_to = run.now_ns - SECOND
+    assert run.moved == [(1, moved_to), (2, moved_to)]
+    assert run.fanin._wake.is_set()
+    assert run.fanin._timer is None  # nothing is held back
+    await finish(run)
+
+
+async def test_the_clock_never_moves_files_nor_who_has_ended(build):
+    run = clocked(build, heard=[60, 60, 60], words=["http://a", "b", "http://c"])
+    run.lanes[2].state = LaneState.ENDED
+    run.fanin._on_timer()
+    assert [index for index, _ in run.moved] == [0]
+    await finish(run)
+
+
+async def test_the_clock_comes_again_while_something_is_held_back(build):
+    run = clocked(build, heard=[0, 60])
+    run.merge.receive_data(0, pcap(RECORDS))
+    run.fanin._on_timer()
+    timer = run.fanin._timer
+    assert timer is not None
+    delay = timer.when() - asyncio.get_running_loop().time()
+    assert 0.05 < delay <= 0.1  # hold / 10
+    timer.cancel()
+    await finish(run)
+
+
+async def test_the_clock_waits_for_the_first_who_falls_silent(build):
+    run = clocked(build, heard=[0.25, 0.5])
+    run.fanin._arm()
+    delay = run.fanin._timer.when() - asyncio.get_running_loop().time()
+    assert 0.45 < delay <= 0.5
+    run.fanin._timer.cancel()
+    await finish(run)
+
+
+async def test_files_alone_need_no_clock(build):
+    run = clocked(build, heard=[60, 60], words=["a", "b"])
+    run.fanin._arm()
+    assert run.fanin._timer is None
+    await finish(run)
+
+
+async def test_a_process_that_slept_has_not_listened(build):
+    run = clocked(build, heard=[60, 60])
+    run.fanin._timer_due -= 0.6  # more than half of hold too late
+    run.fanin._on_timer()
+    assert run.moved == []
+    await finish(run)
+
+
+async def test_a_process_that_did_not_read_has_not_listened(build):
+    run = clocked(build, heard=[60, 60])
+    run.fanin._flow.clear()
+    run.fanin._on_timer()
+    assert run.moved == []
+    await finish(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "states", "moved"),
+    [
+        # Streams flow on while another target is still connecting,
+        (["http://a", "http://b"], ["open", "connecting"], [0, 1]),
+        (["http://a", "http://b"], ["connecting", "connecting"], [0, 1]),
+        # files wait for it,
+        (["a", "http://b"], ["open", "connecting"], []),
+        # and when there are both, the stream counts for more.
+        (["a", "http://b", "http://c"], ["open", "open", "connecting"], [1, 2]),
+    ],
+)
+async def test_who_is_held_by_a_target_that_connects(build, words, states, moved):
+    run = clocked(build, heard=[60] * len(words), words=words)
+    for lane, state in zip(run.lanes, states, strict=True):
+        lane.state = LaneState(state)
+    run.fanin._on_timer()
+    assert [index for index, _ in run.moved] == moved
+    await finish(run)
+
+
+async def test_a_timer_does_not_outlive_the_run(build):
+    run = build(Script([pcap(RECORDS)]))
+    await run.to_the_end()
+    assert run.fanin._timer.cancelled()
+
+
+async def test_opening_is_said_to_who_wants_to_know(build, caplog):
+    caplog.set_level(logging.INFO, "ddump_merger")
+    run = build(Script([pcap(RECORDS)]))
+    await run.to_the_end()
+    assert caplog.messages == ["h0: opened"]
