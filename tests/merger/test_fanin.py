@@ -278,12 +278,33 @@ async def test_a_dissenter_that_has_ended_already(build):
     assert not run.lanes[0].has_header
 
 
+async def test_the_last_that_is_left_is_a_dissenter(build):
+    slow = asyncio.Event()
+    broken = pcap(RECORDS, link_type=1) + b"\xff" * 16
+    run = build(Script([broken]), Script([slow, pcap(RECORDS)]), words=["a", "b"])
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].ended)
+        slow.set()
+        assert parse_pcap(await running) == RECORDS
+    assert "cannot be mixed" in run.errors[1]
+
+
 async def test_a_dissenter_beside_a_worker(build):
     run = build(
         Script([pcap(RECORDS)]), Script([pcap(RECORDS, link_type=1)]), link=Link.SLL
     )
     assert len(parse_pcap(await run.to_the_end())) == 100
     assert "link type" in run.errors[1]
+
+
+async def test_when_all_have_ended_nothing_is_wanted(build):
+    run = build(Script(), words=["a"])
+    run.fanin._start(113)
+    run.merge.refuse(0)
+    run.fanin._want()
+    assert not run.lanes[0].wanted.is_set()
+    await finish(run)
 
 
 # --- Ends that are asked for ---

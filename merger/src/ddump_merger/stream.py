@@ -261,13 +261,12 @@ def _explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
 
 
 def _tls_error(exc: BaseException | None) -> ssl.SSLError | None:
+    """Return the error of TLS that ``exc`` is, or was caused by."""
     while exc is not None:
+        if isinstance(exc, aiohttp.ClientConnectorSSLError):
+            exc = exc.os_error  # it is one as well, but does not know the reason
         if isinstance(exc, ssl.SSLError):
             return exc
-        if isinstance(exc, aiohttp.ClientConnectorSSLError) and isinstance(
-            exc.os_error, ssl.SSLError
-        ):
-            return exc.os_error
         exc = exc.__cause__
     return None
 
@@ -279,7 +278,7 @@ def _explain_certificate(exc: BaseException, target: HttpTarget) -> tuple[str, s
 
 
 def _explain_tls(exc: ssl.SSLError) -> tuple[str, str]:
-    reason = (exc.reason or str(exc)).replace("_", " ").lower()
+    reason = (getattr(exc, "reason", None) or str(exc)).replace("_", " ").lower()
     if "certificate required" in reason or "handshake failure" in reason:
         return f"TLS: {reason}", "does it want a client's certificate? see --cert"
     if "wrong version number" in reason or "record layer failure" in reason:

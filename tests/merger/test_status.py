@@ -1,0 +1,189 @@
+"""``ddump status``: workers' own accounts, and those that give none."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pty
+
+import msgspec
+import pytest
+
+from ddump_common.answers import Memory, Status, StreamInfo, StreamState, Totals
+from ddump_common.errors import ExitCode, UsageError
+from ddump_merger.config import TlsFiles
+from ddump_merger.status import show_status, status_lines
+from ddump_merger.target import parse_target
+from support.certificates import Authority
+from support.commands import COMMAND, environment, run
+from support.servers import answer, refusing_port, serving, tls
+
+STATUS = Status(
+    host="web1.example",
+    version="0.1.0",
+    started_ns=1,
+    time_ns=2,
+    connections=3,
+    max_connections=512,
+    max_streams=8,
+    memory=Memory(used_bytes=32 << 20, limit_bytes=256 << 20),
+    totals=Totals(
+        packets=12345, bytes=6, dropped=7, interface_dropped=8, streams=9, refused=10
+    ),
+    states={"running": 1},
+    streams=[
+        StreamInfo(
+            id=1, client="c", state=StreamState.RUNNING, filter="", started_ns=1,
+            packets=1, bytes=1, dropped=0, interface_dropped=0, buffer_bytes=1,
+        )
+    ],
+)  # fmt: skip
+JSON = msgspec.json.encode(STATUS)
+
+
+def test_the_table():
+    hostile = msgspec.structs.replace(STATUS, host="ev\x1b[2Jil", version="v" * 30)
+    rows = status_lines({"web1": STATUS, "b\x07": hostile})
+    assert rows == [
+        ["target", "host", "version", "streams", "packets", "dropped", "memory"],
+        ["web1", "web1.example", "0.1.0", "1/8", "12345", "7", "32MiB/256MiB"],
+        [r"b\x07", r"ev\x1b[2Jil", "v" * 19 + "…", "1/8", "12345", "7", "32MiB/256MiB"],
+    ]
+
+
+@pytest.mark.parametrize("words", [[], ["a.pcap"], ["http://a", "-"]])
+def test_files_have_no_status(words):
+    targets = [parse_target(word) for word in words]
+    with pytest.raises(UsageError, match="status is for workers"):
+        show_status(targets, tls=TlsFiles(), connect_timeout_ns=1, as_json=False)
+
+
+async def shown(*words, capfd, as_json=False, tls_files=None):
+    """Run the command on a thread, for it has a loop of its own."""
+    code = await asyncio.to_thread(
+        show_status,
+        [parse_target(word) for word in words],
+        tls=tls_files or TlsFiles(),
+        connect_timeout_ns=2_000_000_000,
+        as_json=as_json,
+    )
+    return code, capfd.readouterr().out
+
+
+async def test_all_answer(capfd):
+    script = answer("200 OK", JSON, content_type="application/json")
+    async with serving(script) as server:
+        code, out = await shown(
+            f"b={server.url}",
+            f"a={server.url}/p/",
+            f"c={server.url}/x/capture",
+            capfd=capfd,
+        )
+    assert code is ExitCode.OK
+    assert [line.split("\t")[0] for line in out.splitlines()] == [
+        "target",
+        "b",
+        "a",
+        "c",
+    ]
+    assert sorted(request.target for request in server.requests) == [
+        "/api/v1/status",
+        "/p/api/v1/status",
+        "/x/api/v1/status",
+    ]
+
+
+async def test_as_json(capfd):
+    async with serving(answer("200 OK", JSON)) as server:
+        code, out = await shown(f"web1={server.url}", capfd=capfd, as_json=True)
+    assert code is ExitCode.OK
+    (line,) = out.splitlines()
+    assert json.loads(line) == {"target": "web1", **json.loads(JSON)}
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (b"[]", "the answer is not a worker's status"),
+        (b"{", "the answer is not a worker's status"),
+        (b'{"host": 1}', "the answer is not a worker's status"),
+        (b" " * ((1 << 20) + 1), "the answer is too long"),
+    ],
+)
+async def test_some_do_not(capfd, caplog, body, complaint):
+    async with (
+        serving(answer("200 OK", JSON)) as good,
+        serving(answer("200 OK", body)) as bad,
+    ):
+        code, out = await shown(f"a={good.url}", f"b={bad.url}", capfd=capfd)
+    assert code is ExitCode.INCOMPLETE
+    assert len(out.splitlines()) == 2
+    assert f"b: {complaint}" in caplog.text
+
+
+async def test_none_does(capfd, caplog):
+    code, out = await shown(f"http://127.0.0.1:{refusing_port()}", capfd=capfd)
+    assert code is ExitCode.NO_TARGET
+    assert out == ""
+    assert "127.0.0.1: connection refused" in caplog.text
+
+
+async def test_over_tls(capfd, tmp_path):
+    authority = Authority(tmp_path)
+    context = tls(authority.server("127.0.0.1"))
+    async with serving(answer("200 OK", JSON), context=context) as server:
+        code, _ = await shown(
+            server.url, capfd=capfd, tls_files=TlsFiles(ca=authority.cert)
+        )
+    assert code is ExitCode.OK
+
+
+async def test_a_table_for_people(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    async with serving(answer("200 OK", JSON)) as server:
+        monkeypatch.setattr("sys.stdout", terminal := Terminal())
+        await asyncio.to_thread(
+            show_status, [parse_target(server.url)],
+            tls=TlsFiles(), connect_timeout_ns=2_000_000_000, as_json=False,
+        )  # fmt: skip
+    heading, row = terminal.getvalue().splitlines()
+    assert heading.split()[:2] == ["target", "host"]
+    assert row.split()[:2] == ["127.0.0.1", "web1.example"]
+
+
+@pytest.mark.process
+async def test_the_subcommand():
+    async with serving(answer("200 OK", JSON)) as server:
+        result = await run("status", "--json", f"web1={server.url}")
+        assert result.code == 0
+        assert json.loads(result.out)["target"] == "web1"
+        bad = f"bad=http://127.0.0.1:{refusing_port()}"
+        result = await run("status", server.url, bad)
+    assert result.code == 4
+    assert result.err == "ddump: bad: connection refused\n"
+    assert b"web1.example" in result.out
+
+
+@pytest.mark.process
+async def test_on_a_terminal():
+    controller, terminal = pty.openpty()
+    async with serving(answer("200 OK", JSON)) as server:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "status", f"web1={server.url}", stdout=terminal,
+            env=environment(TERM="xterm", COLUMNS="100"),
+        )  # fmt: skip
+        os.close(terminal)
+        try:
+            async with asyncio.timeout(10):
+                await process.wait()
+            shown = await asyncio.to_thread(os.read, controller, 65536)
+        finally:
+            os.close(controller)
+    assert process.returncode == 0
+    assert b"web1.example" in shown
+    assert b"\t" not in shown

@@ -1,0 +1,409 @@
+"""One request, in this process: what is raised for what a server does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import ssl
+
+import aiohttp
+import pytest
+
+from ddump_common.errors import BrokenStreamError, RefusedError, UnreachableError
+from ddump_merger.credentials import Keyring
+from ddump_merger.stream import HttpSource, _explain, fetch, open_session
+from ddump_merger.target import parse_target
+from support.certificates import Authority
+from support.servers import answer, capture, refusing_port, serving, tls
+
+SECOND = 1_000_000_000
+
+
+@contextlib.asynccontextmanager
+async def source(url, *, context=None, timeout_ns=5 * SECOND):
+    async with open_session(context) as session:
+        target = parse_target(url, keyring=Keyring())
+        source = HttpSource(target, session, connect_timeout_ns=timeout_ns)
+        try:
+            yield source
+        finally:
+            source.close()
+            source.close()
+
+
+async def read_all(source):
+    pieces = []
+    while piece := await source.read():
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def eventually(ask):
+    """Ask until there is an answer, and return it."""
+    async with asyncio.timeout(5):
+        while not (answer := ask()):  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0.01)
+    return answer
+
+
+async def refused(script, error=RefusedError):
+    """Return the error that opening a target raises."""
+    async with serving(script) as server, source(server.url) as one:
+        with pytest.raises(error) as caught:
+            await one.open()
+        assert await one.read() == b""
+        assert one.arrived() == b""
+    return caught.value
+
+
+async def test_a_capture():
+    async with serving(capture([b"abc", b"def"])) as server, source(server.url) as one:
+        await one.open()
+        assert await read_all(one) == b"abcdef"
+        assert await one.read() == b""
+        assert one.arrived() == b""
+
+
+async def test_reading_can_be_given_up_and_loses_nothing():
+    go = asyncio.Event()
+
+    async def script(exchange):
+        await exchange.begin()
+        for piece in (b"abc", b"def"):
+            await go.wait()
+            go.clear()
+            await exchange.chunk(piece)
+        await exchange.end()
+
+    async with serving(script) as server, source(server.url) as one:
+        await one.open()
+        for expected in (b"abc", b"def"):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await one.read()
+            assert one.arrived() == b""
+            go.set()
+            assert await one.read() == expected
+        assert await one.read() == b""
+
+
+async def test_what_has_arrived_is_there_without_waiting():
+    async def script(exchange):
+        await exchange.begin()
+        await exchange.chunk(b"abc")
+        sent.set()
+        await exchange.gone()
+
+    sent = asyncio.Event()
+    async with serving(script) as server, source(server.url) as one:
+        await one.open()
+        await sent.wait()
+        assert await eventually(one.arrived) == b"abc"
+        assert one.arrived() == b""
+
+
+async def test_a_broken_stream_is_read_to_its_last_byte():
+    """Also when the connection was lost long before anyone read."""
+
+    async def script(exchange):
+        await exchange.begin()
+        for _ in range(20):
+            await exchange.chunk(b"abc")
+
+    async with serving(script) as server, source(server.url) as one:
+        await one.open()
+        assert await eventually(one._response.content.exception)
+        assert await one.read() == b"abc" * 20
+        with pytest.raises(BrokenStreamError, match="ended before the stream did"):
+            await one.read()
+
+
+async def test_a_stream_that_breaks_while_it_is_waited_for():
+    async def script(exchange):
+        await exchange.begin()
+        await exchange.chunk(b"abc")
+        await go.wait()
+        exchange.reset()
+
+    go = asyncio.Event()
+    async with serving(script) as server, source(server.url) as one:
+        await one.open()
+        assert await one.read() == b"abc"
+        asyncio.get_running_loop().call_later(0.05, go.set)
+        with pytest.raises(BrokenStreamError):
+            await one.read()
+
+
+async def test_a_connection_that_is_closed_under_it():
+    async def script(exchange):
+        await exchange.begin()
+        await exchange.gone()
+
+    async with serving(script) as server, source(server.url) as one:
+        await one.open()
+        one._response.close()
+        with pytest.raises(BrokenStreamError):
+            await one.read()
+
+
+async def test_a_port_that_refuses():
+    async with source(f"http://127.0.0.1:{refusing_port()}") as one:
+        with pytest.raises(UnreachableError) as caught:
+            await one.open()
+    assert str(caught.value) == "connection refused"
+    assert isinstance(caught.value.__cause__, aiohttp.ClientError)
+
+
+async def test_a_name_that_does_not_exist():
+    async with source("http://no-such-host.invalid") as one:
+        with pytest.raises(UnreachableError, match=r"no-such-host\.invalid: "):
+            await one.open()
+
+
+async def test_no_answer_in_time():
+    async def script(exchange):
+        await exchange.gone()
+
+    async with (
+        serving(script) as server,
+        source(server.url, timeout_ns=SECOND // 10) as one,
+    ):
+        with pytest.raises(UnreachableError, match="no answer within 100ms"):
+            await one.open()
+
+
+async def test_the_body_of_an_error_is_bounded():
+    async def script(exchange):
+        await exchange.head("500 Oops", {"Transfer-Encoding": "chunked"})
+        while True:
+            await exchange.chunk(b"x" * 10_000)
+
+    error = await refused(script)
+    assert (error.status, str(error)) == (500, "500 Internal Server Error")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(401, "see --user"), (403, "not enough"), (404, "is the path right"), (503, "")],
+)
+async def test_hints(status, expected):
+    error = await refused(answer(f"{status} x"))
+    assert error.status == status
+    assert expected in error.hint
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, "redirects to nowhere,"),
+        ({"location": "https://u:p@h/x"}, "redirects to https://h/x,"),
+        ({"location": "//u:p@h/x@y"}, "redirects to //h/x@y,"),
+        ({"location": "/x"}, "redirects to /x,"),
+    ],
+)
+async def test_redirects(headers, expected):
+    error = await refused(answer("302 Found", **headers))
+    assert expected in str(error)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (
+            {"content_type": "text/html; charset=utf-8"},
+            "the answer is text/html, not a",
+        ),
+        ({"content_type": "text/\x1b[2J"}, r"the answer is text/\x1b[2j, not a"),
+        ({"content_encoding": "gzip"}, "the answer is encoded as gzip"),
+    ],
+)
+async def test_what_is_no_capture(headers, expected):
+    error = await refused(answer("200 OK", b"<html>", **headers))
+    assert error.status == 200
+    assert expected in str(error)
+
+
+async def test_encodings_that_are_none():
+    script = answer("200 OK", b"abc", content_encoding="Identity ")
+    async with serving(script) as server, source(server.url) as one:
+        await one.open()
+        assert await read_all(one) == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"title": "T", "status": 400, "detail": "d", "hint": "h"}', "400: T: d (h)"),
+        (b'{"title": "T", "status": 400, "parameter": "p"}', "400: p: T"),
+        (b'{"title": "T", "status": 400, "parameter": "p", "detail": "p: d"}',
+         "400: T: p: d"),
+        (b'{"title": "", "status": 400}', "400: 400 Bad Request"),
+        (b"[]", "400 Bad Request"),
+    ],
+)  # fmt: skip
+async def test_problems(body, expected):
+    problem = "application/problem+json; charset=utf-8"
+    error = await refused(answer("400 Bad", body, content_type=problem))
+    assert str(error) == expected
+
+
+async def test_a_status_that_nobody_knows():
+    assert str(await refused(answer("599 Wh\x07at"))) == r"599 Wh\x07at"
+
+
+async def test_what_is_no_http():
+    async def script(exchange):
+        await exchange.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+        await exchange.gone()
+
+    error = await refused(script, UnreachableError)
+    assert str(error).startswith("the answer is not HTTP: ")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_no_answer_at_all(scheme, tmp_path):
+    async def script(exchange):
+        pass
+
+    authority = Authority(tmp_path)
+    context = tls(authority.server("127.0.0.1")) if scheme == "https" else None
+    trusting = ssl.create_default_context(cafile=authority.cert)
+    async with (
+        serving(script, context=context) as server,
+        source(server.url, context=trusting) as one,
+    ):
+        with pytest.raises(
+            UnreachableError, match="closed without an answer"
+        ) as caught:
+            await one.open()
+    assert ("https" if scheme == "http" else "--cert") in caught.value.hint
+
+
+async def test_a_server_without_tls():
+    async def script(reader, writer):
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(script, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        url = f"https://127.0.0.1:{port}"
+        async with source(url, context=ssl.create_default_context()) as one:
+            with pytest.raises(UnreachableError) as caught:
+                await one.open()
+    assert caught.value.message in {
+        "TLS: record layer failure",
+        "TLS: wrong version number",
+    }
+    assert caught.value.hint == "the server may not speak https"
+
+
+async def test_a_certificate(tmp_path):
+    authority = Authority(tmp_path)
+    trusting = ssl.create_default_context(cafile=authority.cert)
+    context = tls(authority.server("127.0.0.1"))
+    async with serving(capture([b"abc"]), context=context) as server:
+        async with source(server.url, context=trusting) as one:
+            await one.open()
+            assert await read_all(one) == b"abc"
+        async with source(server.url, context=ssl.create_default_context()) as one:
+            with pytest.raises(UnreachableError) as caught:
+                await one.open()
+    assert "127.0.0.1 is not valid: unable to get local issuer" in str(caught.value)
+    assert caught.value.hint == "see --ca"
+
+
+@pytest.mark.parametrize(
+    ("exc", "expected"),
+    [
+        (OSError(errno.EHOSTUNREACH, "whatever"), ("no route to host", "")),
+        (OSError(-2, "Name or service\n"), (r"[Errno -2] Name or service", "")),
+        (TimeoutError(), ("TimeoutError", "")),
+        (ValueError("a\nb"), (r"a\x0ab", "")),
+        (
+            ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"),
+            ("TLS: wrong version number", "the server may not speak https"),
+        ),
+        (ssl.SSLError(1, "strange"), ("TLS: strange", "")),
+    ],
+)
+def test_what_is_said_of_exceptions(exc, expected):
+    if isinstance(exc, ssl.SSLError) and "WRONG" in exc.strerror:
+        exc.reason = "WRONG_VERSION_NUMBER"
+    assert _explain(exc, parse_target("http://h")) == expected
+
+
+def test_a_cause_may_be_of_tls():
+    exc = aiohttp.ClientOSError(1, "x")
+    exc.__cause__ = ssl.SSLError(1, "y")
+    exc.__cause__.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    reason, hint = _explain(exc, parse_target("https://h"))
+    assert reason == "TLS: tlsv13 alert certificate required"
+    assert "--cert" in hint
+
+
+# --- Documents ---
+
+
+async def fetched(url, *, max_bytes=1000):
+    async with open_session(None) as session:
+        target = parse_target(url, keyring=Keyring())
+        return await fetch(
+            target, target.url, session,
+            accept="application/json", max_bytes=max_bytes, timeout_ns=SECOND // 5,
+        )  # fmt: skip
+
+
+async def test_a_document():
+    async with serving(answer("200 OK", b"x" * 1000)) as server:
+        assert await fetched(server.url.replace("//", "//a:b@")) == b"x" * 1000
+    assert server.requests[0].headers["Accept"] == "application/json"
+    assert server.requests[0].headers["Authorization"] == "Basic YTpi"
+
+
+async def test_a_document_that_is_too_long():
+    async with serving(answer("200 OK", b"x" * 1001)) as server:
+        with pytest.raises(RefusedError, match="the answer is too long"):
+            await fetched(server.url)
+
+
+async def test_a_document_that_does_not_come():
+    async def script(exchange):
+        await exchange.head("200 OK", {"Content-Length": "10"})
+        await exchange.gone()
+
+    async with serving(script) as server:
+        with pytest.raises(UnreachableError, match="no answer within 200ms"):
+            await fetched(server.url)
+
+
+async def test_a_document_that_breaks_off():
+    async def script(exchange):
+        await exchange.head("200 OK", {"Content-Length": "10"})
+        await exchange.send(b"x")
+
+    async with serving(script) as server:
+        with pytest.raises(UnreachableError, match="ended before the stream did"):
+            await fetched(server.url)
+
+
+async def test_no_document():
+    async with serving(answer("404 Not Found")) as server:
+        with pytest.raises(RefusedError, match="404"):
+            await fetched(server.url)
+
+
+async def test_a_connection_that_the_system_gives_up(monkeypatch):
+    """ETIMEDOUT is a TimeoutError as well, and not ours."""
+
+    async def given_up(*_, **__):
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    monkeypatch.setattr(aiohttp.ClientSession, "get", given_up)
+    async with source("http://127.0.0.1") as one:
+        with pytest.raises(UnreachableError, match="connection timed out"):
+            await one.open()
