@@ -146,6 +146,7 @@ async def test_a_table_for_people(monkeypatch):
             return True
 
     async with serving(answer("200 OK", JSON)) as server:
+        monkeypatch.setenv("TERM", "dumb")
         monkeypatch.setattr("sys.stdout", terminal := Terminal())
         await asyncio.to_thread(
             show_status, [parse_target(server.url)],

@@ -59,8 +59,6 @@ class _Parsed(click.ParamType[int]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        if isinstance(value, int):
-            return value
         try:
             return self._parse(str(value))
         except UsageError as exc:

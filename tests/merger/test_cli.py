@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import errno
+import logging
+from pathlib import Path
+
+import click
+import pytest
+
+import ddump_merger
+from ddump_common.api import Link
+from ddump_common.errors import ExitCode, OutputError, UnreachableError, UsageError
+from ddump_common.pcap import Precision
+from ddump_common.units import SECONDS
+from ddump_merger.cli import main, run
+from ddump_merger.config import TlsFiles
+from support.captures import Record, pcap
+
+START = 1_700_000_000_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """No credentials from outside, and the logging of pytest as it was."""
+    for name in ("DDUMP_USER", "DDUMP_PASSWORD", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    root, ours = logging.getLogger(), logging.getLogger("ddump_merger")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    root.handlers.clear()  # what is configured is not to close those of pytest
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+@pytest.fixture
+def config(monkeypatch):
+    """Return the ``Config`` that words come to; nothing is run."""
+
+    def parse(*words):
+        seen = []
+
+        def remember(config):
+            seen.append(config)
+            return ExitCode.OK
+
+        monkeypatch.setattr("ddump_merger.job.run_job", remember)
+        assert main(words) == 0
+        (config,) = seen
+        return config
+
+    return parse
+
+
+def test_defaults(config):
+    parsed = config("http://web1")
+    assert [t.url for t in parsed.targets] == ["http://web1:8475/capture"]
+    assert (parsed.output, parsed.pcapng, parsed.link, parsed.precision) == (
+        None, False, None, None,
+    )  # fmt: skip
+    assert (parsed.count, parsed.duration_ns, parsed.quiet) == (0, None, False)
+    assert (parsed.hold_ns, parsed.disorder_ns) == (SECONDS, SECONDS // 20)
+    assert (parsed.timeout_ns, parsed.connect_timeout_ns) == (
+        30 * SECONDS,
+        10 * SECONDS,
+    )
+    assert parsed.buffer_bytes == 64 << 20
+    assert parsed.tls == TlsFiles()
+
+
+def test_everything(config):
+    parsed = config(
+        "-f", "udp", "-i", "eth0", "--interface", "eth1", "-s", "96", "-c", "7",
+        "--duration", "1m", "-w", "out.pcap", "--format", "pcapng", "--link", "sll2",
+        "--precision", "nano", "--hold", "2s", "--disorder", "5ms", "--buffer", "1MiB",
+        "--timeout", "3s", "--connect-timeout", "4s", "--ca", "a", "--cert", "b",
+        "--key", "c", "-q", "http://web1", "http://web2?filter=tcp",
+    )  # fmt: skip
+    assert [t.query.filter for t in parsed.targets] == ["udp", "(tcp) and (udp)"]
+    query = parsed.targets[0].query
+    assert query.interfaces == ("eth0", "eth1")
+    assert (query.snaplen, query.duration_ns) == (96, 60 * SECONDS)
+    assert (query.link, query.precision) == (Link.SLL2, Precision.NANO)
+    assert (parsed.link, parsed.precision) == (Link.SLL2, Precision.NANO)
+    assert (parsed.count, parsed.duration_ns) == (7, 60 * SECONDS)
+    assert (parsed.output, parsed.pcapng, parsed.quiet) == (
+        Path("out.pcap"),
+        True,
+        True,
+    )
+    assert (parsed.hold_ns, parsed.disorder_ns) == (2 * SECONDS, 5_000_000)
+    assert (parsed.timeout_ns, parsed.connect_timeout_ns) == (3 * SECONDS, 4 * SECONDS)
+    assert parsed.buffer_bytes == 1 << 20
+    assert parsed.tls == TlsFiles(ca=Path("a"), cert=Path("b"), key=Path("c"))
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "tls"),
+    [
+        (["-ca", "x"], 0, TlsFiles(ca=Path("x"))),
+        (["-cert", "x", "-key", "y"], 0, TlsFiles(cert=Path("x"), key=Path("y"))),
+        (["-ca=x"], 0, TlsFiles(ca=Path("x"))),
+        (["-c", "5", "-ca", "x"], 5, TlsFiles(ca=Path("x"))),
+        (["-c5"], 5, TlsFiles()),
+        (["-qc5"], 5, TlsFiles()),
+        (["--count=5", "--ca=x"], 5, TlsFiles(ca=Path("x"))),
+    ],
+)
+def test_long_options_with_one_dash(config, words, count, tls):
+    parsed = config(*words, "http://web1")
+    assert (parsed.count, parsed.tls) == (count, tls)
+
+
+@pytest.mark.parametrize("output", [[], ["-w", "-"]])
+def test_standard_output(config, output):
+    assert config("a.pcap", *output).output is None
+
+
+def test_only_the_first_word_can_be_a_subcommand(config):
+    assert [t.name for t in config("a.pcap", "status").targets] == ["a.pcap", "status"]
+    assert [t.name for t in config("-q", "status").targets] == ["status"]
+    assert [t.name for t in config("./status").targets] == ["./status"]
+    assert [t.name for t in config("segments").targets] == ["segments"]
+
+
+def test_files_of_targets(config, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("a=http://h1  # comment\n\n-\n")
+    two.write_text("# nothing\nhttp://h2\nb.pcap\na=http://h3\n")
+    parsed = config("-T", one, "http://h0", "--targets", two)
+    assert [t.name for t in parsed.targets] == [
+        "http://h0"[7:],
+        "a",
+        "-",
+        "h2",
+        "b.pcap",
+        "a#2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "no target (ddump --help shows what a target is)"),
+        (["--nonsense", "a"], "No such option"),
+        (["-s", "0", "a"], "0 is not in the range 1<=x<=262144"),
+        (["-c", "0", "a"], "0 is not in the range"),
+        (["-c", "x", "a"], "'x' is not a valid integer"),
+        (["--hold", "5 years", "a"], "'5 years' is not a duration"),
+        (["--buffer", "lots", "a"], "'lots' is not a size"),
+        (["--format", "csv", "a"], "'csv' is not one of"),
+        (["--link", "ethernet", "a"], "'ethernet' is not one of"),
+        (
+            ["-f", "tcp", "a.pcap"],
+            "a.pcap: --filter, --interface and --snaplen are for",
+        ),
+        (["-i", "eth0", "http://h", "a.pcap"], "a.pcap: --filter"),
+        (["--duration", "5", "a.pcap"], "--duration is for workers"),
+        (
+            ["-s", "5", "http://h?snaplen=6"],
+            "--snaplen is given, and snaplen= in the URL",
+        ),
+        (["-T", "/nonexistent/x"], "cannot read /nonexistent/x: No such file"),
+        (["--token-file", "/nonexistent/x", "a"], "cannot read /nonexistent/x"),
+        (["--user", "me", "http://h"], "no password for the user 'me'"),
+        (["status"], "status is for workers"),
+        (["status", "--hold", "5", "http://h"], "No such option"),
+        (["status", "a.pcap"], "status is for workers"),
+    ],
+)
+def test_wrong_usage(capsys, words, complaint):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert complaint in err
+    assert out == ""
+
+
+def test_a_line_of_a_file_is_named(capsys, tmp_path):
+    path = tmp_path / "t"
+    path.write_text("http://ok\nhttp://h:x\n")
+    assert main(["-T", str(path)]) == 2
+    assert (
+        f"ddump: {path}:2: http://h:x: the part before the path"
+        in capsys.readouterr().err
+    )
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ddump, version {ddump_merger.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["status", "--help"]])
+def test_help_has_the_exit_codes(capsys, words):
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "0  all as asked",
+        "1  failure",
+        "2  wrong usage",
+        "3  no target could be opened",
+        "4  the output is good, but a target is missing or was cut short",
+        "5  the output cannot be written",
+    ):
+        assert line in out
+
+
+def test_help_has_every_option(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    for option in (
+        "-f, --filter", "-i, --interface", "-s, --snaplen", "-c, --count", "--duration",
+        "-T, --targets", "-w, --write", "--format", "--link", "--precision", "-ca, --ca",
+        "-cert, --cert", "-key, --key", "--user", "--password-file", "--token-file",
+        "--hold", "--disorder", "--buffer", "--timeout", "--connect-timeout",
+        "-q, --quiet", "-v, --verbose", "--version", "--help",
+    ):  # fmt: skip
+        assert (
+            f"  {option} " in out or f"  {option}\n" in out or f", {option} " in out
+        ), option
+
+
+def test_a_run_in_this_process(capfdbinary, tmp_path):
+    """What ``python -m ddump_merger`` does, seen by the measure of coverage."""
+    path = tmp_path / "a.pcap"
+    path.write_bytes(pcap([Record(START, b"x")]))
+    assert main([str(path), str(tmp_path / "none")]) == 4
+    out, err = capfdbinary.readouterr()
+    assert out == path.read_bytes()
+    assert b"none: no such file or directory" in err
+
+
+def test_the_line_beats_the_environment(config, monkeypatch, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("abc")
+    token.chmod(0o600)
+    monkeypatch.setenv("DDUMP_USER", "alice")
+    monkeypatch.setenv("DDUMP_PASSWORD", "pw")
+
+    def header(*words):
+        return config(*words, "http://h").targets[0].authorization.header
+
+    assert header() == "Basic YWxpY2U6cHc="
+    assert header("--token-file", str(token)) == "Bearer abc"
+    assert header("--user", "bob") == "Basic Ym9iOnB3"
+    assert main(["--user", "bob", "--token-file", str(token), "http://h"]) == 2
+
+
+# --- Errors ---
+
+
+def raising(exc):
+    def command():
+        raise exc
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("exc", "code", "said"),
+    [
+        (UsageError("bad", hint="do"), 2, "ddump: bad (do)\n"),
+        (OutputError("no\x1b[2J"), 5, "ddump: no\\x1b[2J\n"),
+        (BrokenPipeError(errno.EPIPE, "gone"), 0, ""),
+        (KeyboardInterrupt(), 130, ""),
+        (click.Abort(), 130, ""),
+        (click.UsageError("bad"), 2, "Error: bad\n"),
+        (
+            BaseExceptionGroup(
+                "",
+                [
+                    UnreachableError("one"),
+                    ExceptionGroup("", [OutputError("two"), BrokenPipeError()]),
+                ],
+            ),
+            5,
+            "ddump: one\nddump: two\n",
+        ),
+        (ExceptionGroup("", [BrokenPipeError()]), 0, ""),
+    ],
+)
+def test_errors_are_lines_and_a_code(capsys, exc, code, said):
+    assert run(raising(exc)) == code
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [RuntimeError("bug"), ExceptionGroup("", [BrokenPipeError(), RuntimeError()])],
+)
+def test_what_nobody_foresaw_is_not_hidden(exc):
+    with pytest.raises((RuntimeError, ExceptionGroup)):
+        run(raising(exc))
+
+
+def test_messages_are_made_safe(capsys, config):
+    config("-v", "http://h")
+    logging.getLogger("ddump_merger.x").info("%s: %s", "a\x1b[2Jb", "c\nd")
+    logging.getLogger("ddump_merger.x").debug("not so much")
+    logging.getLogger("other").info("nor this")
+    assert capsys.readouterr().err == "ddump: a\\x1b[2Jb: c\\x0ad\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["-q"], ["error"]),
+        ([], ["error", "warning"]),
+        (["-v"], ["error", "warning", "info"]),
+        (["-vv"], ["error", "warning", "info", "debug"]),
+    ],
+)
+def test_how_much_is_said(capsys, config, options, expected):
+    config(*options, "http://h")
+    for level in ("error", "warning", "info", "debug"):
+        getattr(logging.getLogger("ddump_merger.x"), level)(level)
+    assert capsys.readouterr().err.splitlines() == [
+        f"ddump: {each}" for each in expected
+    ]
