@@ -57,7 +57,8 @@ class Core(SimpleNamespace):
     def __init__(self, *, failure: Exception, planning: bool = False):
         handle = Failing(failure)
 
-        async def plan(_):
+        async def plan(_, *, client):
+            assert client == "127.0.0.1"
             if planning:
                 raise failure
             return Plan(program=b"", host=[], chosen=frozenset())

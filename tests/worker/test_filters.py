@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from ddump_common.errors import FilterError
+from ddump_common.errors import CaptureError, FilterError
 from ddump_common.pcap import LinkType
 from ddump_worker import filters
 from ddump_worker._pcap import compile_filter
@@ -48,14 +51,26 @@ async def test_an_empty_filter_matches_all():
     assert await FilterCompiler().compile("", **OPTIONS) == program("")
 
 
-@pytest.mark.parametrize("expression", ["foo bar", "vlan", "ether host 1:2:3:4:5:6"])
-async def test_a_refusal_has_the_library_s_words_and_a_hint(expression):
+@pytest.mark.parametrize(
+    ("expression", "hint"),
+    [
+        ("vlan", "cooked"),
+        ("ether host 1:2:3:4:5:6", "cooked"),
+        ("broadcast", "cooked"),
+        ("multicast", "cooked"),
+        ("foo bar", ""),
+        ("tcp and udp", ""),
+        ("net 1.2.3.4/99", ""),
+    ],
+)
+async def test_a_refusal_has_the_library_s_words_and_a_hint(expression, hint):
     with pytest.raises(FilterError) as direct:
         compile_filter(expression, link_type=113, snaplen=100)
     with pytest.raises(FilterError) as caught:
         await FilterCompiler().compile(expression, **OPTIONS)
     assert caught.value.message == direct.value.message
-    assert "cooked" in caught.value.hint
+    assert hint in caught.value.hint
+    assert bool(hint) == bool(caught.value.hint)
 
 
 async def test_words_for_a_terminal_are_made_harmless():
@@ -83,8 +98,54 @@ async def test_what_waits_for_something_else_is_refused_in_time(monkeypatch):
 
 async def test_a_helper_that_breaks_is_told_with_its_last_words(monkeypatch):
     monkeypatch.setattr(filters, "_COMMAND", ("-c", "raise SystemExit('so sorry')"))
-    with pytest.raises(FilterError, match=r"status 1\): so sorry"):
+    with pytest.raises(CaptureError, match=r"status 1\): so sorry") as caught:
         await FilterCompiler().compile("udp", **OPTIONS)
+    assert not isinstance(caught.value, FilterError)
+
+
+async def test_a_helper_that_someone_kills_did_not_take_too_long():
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(refusal(SLOW))
+        await wait_until(children)
+        os.kill(*children(), signal.SIGKILL)
+    assert "failed (status -9)" in str(task.result())
+
+
+async def refusal(
+    expression: str, compiler: FilterCompiler | None = None
+) -> CaptureError:
+    with pytest.raises(CaptureError) as caught:
+        await (compiler or FilterCompiler()).compile(expression, **OPTIONS)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EACCES, CaptureError), (errno.EAGAIN, BusyError)],
+)
+async def test_a_helper_that_cannot_be_started(monkeypatch, number, kind):
+    async def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
+    error = await refusal("udp")
+    assert type(error) is kind
+    assert os.strerror(number) in str(error)
+
+
+async def test_exclusions_are_named_when_they_are_at_fault():
+    for expression in ("", "udp"):
+        with pytest.raises(
+            CaptureError, match="excludes does not compile: no VLAN"
+        ) as e:
+            await FilterCompiler().compile(expression, exclusions=["vlan"], **OPTIONS)
+        assert not isinstance(e.value, FilterError)
+        assert not e.value.hint
+
+
+async def test_exclusions_that_take_too_long_are_named():
+    with pytest.raises(CaptureError, match="worker excludes takes too long"):
+        await FilterCompiler().compile("", exclusions=[SLOW], **OPTIONS)
 
 
 async def test_one_after_the_other_when_all_are_taken():
@@ -103,11 +164,48 @@ async def test_who_waits_too_long_is_told_that_others_are_busy(monkeypatch):
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(compiler.compile("udp", **OPTIONS))
         await wait_until(children)
-        monkeypatch.setattr(filters, "WALL_SECONDS", 0.2)
+        monkeypatch.setattr(filters, "QUEUE_SECONDS", 0.2)
         with pytest.raises(BusyError, match="too many filters"):
             await compiler.compile("tcp", **OPTIONS)
         first.cancel()
     assert not children()
+
+
+async def test_a_client_s_slow_filters_keep_nobody_else_waiting(monkeypatch):
+    monkeypatch.setattr(filters, "QUEUE_SECONDS", 0.3)
+    command = filters._COMMAND
+    monkeypatch.setattr(filters, "_COMMAND", ("-c", "import time; time.sleep(60)"))
+    compiler = FilterCompiler(concurrency=4, share=2)
+    async with asyncio.TaskGroup() as tasks:
+        slow = [
+            tasks.create_task(compiler.compile("udp", client="a", **OPTIONS))
+            for _ in range(2)
+        ]
+        await wait_until(lambda: len(children()) == 2)
+        monkeypatch.setattr(filters, "_COMMAND", command)
+        with pytest.raises(BusyError):
+            await compiler.compile("tcp", client="a", **OPTIONS)
+        assert await compiler.compile("tcp", client="b", **OPTIONS) == program("tcp")
+        assert await compiler.compile("", client="a", **OPTIONS) == program("")
+        for task in slow:
+            task.cancel()
+    assert list(compiler._shares) == []
+
+
+async def test_waiting_and_compiling_together_take_no_longer(monkeypatch):
+    monkeypatch.setattr(filters, "_COMMAND", ("-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(filters, "WALL_SECONDS", 1.0)
+    monkeypatch.setattr(filters, "QUEUE_SECONDS", 0.9)
+    compiler = FilterCompiler(concurrency=1)
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(compiler.compile("udp", **OPTIONS))
+        await wait_until(children)
+        second = tasks.create_task(refusal("tcp", compiler))
+        await asyncio.sleep(0.6)
+        first.cancel()
+    assert isinstance(second.result(), FilterError)
+    assert time.monotonic() - began < 1.4
 
 
 async def test_cancelling_leaves_no_process_and_gives_the_place_back():

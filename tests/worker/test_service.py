@@ -321,18 +321,7 @@ class TestFilters:
                     assert len(delays) > 5
 
     async def test_a_name_without_a_resolver_is_refused_in_time(self, tmp_path):
-        # A name server that never answers, in a mount namespace of the worker's own.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
-            deaf.bind(("127.0.0.53", 53))
-            resolver = tmp_path / "resolv.conf"
-            resolver.write_text("nameserver 127.0.0.53\noptions timeout:30\n")
-            hosts = tmp_path / "nsswitch.conf"
-            hosts.write_text("hosts: files dns\n")
-            script = (
-                f"mount --bind {resolver} /etc/resolv.conf && "
-                f'mount --bind {hosts} /etc/nsswitch.conf && exec "$@"'
-            )
-            prefix = ("unshare", "-m", "--", "sh", "-c", script, "sh")
+        with deaf_resolver(tmp_path) as (deaf, prefix):
             async with worker(prefix=prefix) as running, client(running) as http:
                 began = time.monotonic()
                 answer = await refused(http, "/capture?filter=host+nosuch.example.org")
@@ -341,6 +330,59 @@ class TestFilters:
                 # And it did ask.
                 deaf.setblocking(False)
                 assert b"nosuch" in deaf.recv(500)
+
+    async def test_names_of_one_client_keep_no_other_waiting(self, tmp_path):
+        with deaf_resolver(tmp_path) as (_, prefix):
+            async with (
+                worker(prefix=prefix) as running,
+                client(running) as http,
+                client(running, connector=from_address("127.0.0.2")) as other,
+                asyncio.TaskGroup() as tasks,
+            ):
+                slow = [
+                    tasks.create_task(outcome(http, f"host nosuch{number}.example"))
+                    for number in range(40)
+                ]
+                await wait_until(lambda: len(running.children()) >= 8)
+                for session, expression in ((other, "icmp"), (http, "")):
+                    began = time.monotonic()
+                    async with session.get(
+                        "/capture", params={"filter": expression}
+                    ) as response:
+                        assert response.status == 200
+                    assert time.monotonic() - began < 1
+                assert not any(task.done() for task in slow)
+            found = [task.result() for task in slow]
+            assert [status for status, _ in found].count(400) >= 8
+            assert {status for status, _ in found} == {400, 503}
+            assert max(seconds for _, seconds in found) < 5.7
+
+
+@contextlib.contextmanager
+def deaf_resolver(tmp_path):
+    """A name server that never answers, in a mount namespace of the worker's own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(("127.0.0.53", 53))
+        resolver = tmp_path / "resolv.conf"
+        resolver.write_text("nameserver 127.0.0.53\noptions timeout:30\n")
+        hosts = tmp_path / "nsswitch.conf"
+        hosts.write_text("hosts: files dns\n")
+        script = (
+            f"mount --bind {resolver} /etc/resolv.conf && "
+            f'mount --bind {hosts} /etc/nsswitch.conf && exec "$@"'
+        )
+        yield deaf, ("unshare", "-m", "--", "sh", "-c", script, "sh")
+
+
+def from_address(host: str) -> aiohttp.TCPConnector:
+    return aiohttp.TCPConnector(local_addr=(host, 0))
+
+
+async def outcome(http, expression: str) -> tuple[int, float]:
+    """Return the status of a capture's answer, and how long it took."""
+    began = time.monotonic()
+    async with http.get("/capture", params={"filter": expression}) as response:
+        return response.status, time.monotonic() - began
 
 
 async def refused(http, target: str) -> dict:

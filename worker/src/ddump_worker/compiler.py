@@ -3,7 +3,8 @@
 libpcap's compiler can take minutes, and looks names up; a process can be limited and
 killed. It reads two expressions from stdin with a NUL between them, the user's and
 the worker's own, and writes one byte of outcome to stdout and what belongs to it:
-``+`` and the program that the kernel shall run, or ``-`` and why there is none.
+``+`` and the program that the kernel shall run, ``-`` and why there is none for the
+user's, or ``!`` and why there is none for the worker's own.
 
 It imports nothing that takes long: every capture waits for it to start.
 """
@@ -21,10 +22,19 @@ from ddump_common.errors import FilterError
 from . import _pcap
 from .program import UnsupportedLoadError, cook
 
-__all__ = ["COMPILED", "CPU_SECONDS", "REFUSED", "SEPARATOR", "WALL_SECONDS", "main"]
+__all__ = [
+    "COMPILED",
+    "CPU_SECONDS",
+    "EXCLUSIONS_REFUSED",
+    "REFUSED",
+    "SEPARATOR",
+    "WALL_SECONDS",
+    "main",
+]
 
 COMPILED = b"+"
 REFUSED = b"-"
+EXCLUSIONS_REFUSED = b"!"
 SEPARATOR = b"\0"
 
 # 300 ports took libpcap's optimizer 5.6 s, a name without a resolver 10 s.
@@ -34,8 +44,13 @@ _MAX_MEMORY = 512 << 20
 _NICENESS = 10
 
 
+_REFUSALS = (FilterError, UnsupportedLoadError, MemoryError)
+
+
 def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    # The soft limit ends it by SIGXCPU. Were the hard one the same, it would be
+    # SIGKILL, and look as if someone else had killed it.
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Capturing goes first. And should the worker die, this process does not stay.
@@ -43,15 +58,8 @@ def _limit() -> None:
     signal.alarm(WALL_SECONDS + 1)
 
 
-def _program(expression: str, exclusions: str, link_type: int, snaplen: int) -> bytes:
-    # Alone first: "a) or (b" must not compile because parentheses are put around it.
-    _pcap.compile_filter(
-        expression, link_type=link_type, snaplen=snaplen, optimize=False
-    )
-    parts = [f"({part})" for part in (expression, exclusions) if part.strip()]
-    code = _pcap.compile_filter(
-        " and ".join(parts), link_type=link_type, snaplen=snaplen
-    )
+def _program(expression: str, link_type: int, snaplen: int) -> bytes:
+    code = _pcap.compile_filter(expression, link_type=link_type, snaplen=snaplen)
     cooked = cook(code, link_type=link_type, snaplen=snaplen)
     # The kernel checks a program for any socket alike, and needs no privilege here.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -60,18 +68,31 @@ def _program(expression: str, exclusions: str, link_type: int, snaplen: int) -> 
 
 
 def _answer(text: bytes, link_type: int, snaplen: int) -> bytes:
-    expression, _, exclusions = text.partition(SEPARATOR)
+    expression, _, exclusions = (part.decode() for part in text.partition(SEPARATOR))
     try:
-        return COMPILED + _program(
-            expression.decode(), exclusions.decode(), link_type, snaplen
+        # Alone first: "a) or (b" must not compile as parentheses are put around it.
+        _pcap.compile_filter(
+            expression, link_type=link_type, snaplen=snaplen, optimize=False
         )
-    except UnsupportedLoadError as exc:
-        reason = f"the kernel cannot filter by {exc}"
-    except MemoryError:
-        reason = "the filter takes too much memory to compile"
-    except FilterError as exc:
-        reason = str(exc)
-    return REFUSED + reason.encode()
+        parts = [f"({part})" for part in (expression, exclusions) if part.strip()]
+        return COMPILED + _program(" and ".join(parts), link_type, snaplen)
+    except _REFUSALS as exc:
+        refused = REFUSED + _words(exc)
+    try:
+        _program(exclusions, link_type, snaplen)
+    except _REFUSALS as exc:
+        refused = EXCLUSIONS_REFUSED + _words(exc)
+    return refused
+
+
+def _words(refusal: Exception) -> bytes:
+    match refusal:
+        case UnsupportedLoadError():
+            return f"the kernel cannot filter by {refusal}".encode()
+        case MemoryError():
+            return b"the filter takes too much memory to compile"
+        case _:
+            return str(refusal).encode()
 
 
 def main() -> None:

@@ -50,8 +50,10 @@ class Core:
     metrics: Metrics
     started_ns: int
 
-    async def plan(self, query: CaptureQuery) -> Plan:
+    async def plan(self, query: CaptureQuery, *, client: str) -> Plan:
         """Check all of a request that can be checked without a handle.
+
+        ``client`` is the address that asks, without its port.
 
         Raises:
             ParameterError: an interface that does not exist.
@@ -70,6 +72,7 @@ class Core:
             exclusions=exclusions,
             link_type=query.link.link_type,
             snaplen=query.snaplen,
+            client=client,
         )
         return Plan(program=program, host=host, chosen=chosen)
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from ddump_common.errors import CaptureError, FilterError
 from ddump_common.text import printable
 
-from .compiler import COMPILED, REFUSED, SEPARATOR, WALL_SECONDS
+from .compiler import COMPILED, EXCLUSIONS_REFUSED, SEPARATOR, WALL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from ddump_common.pcap import LinkType
 
-__all__ = ["BusyError", "FilterCompiler"]
+__all__ = ["SHARE", "BusyError", "FilterCompiler"]
+
+CONCURRENCY = 32
+SHARE = 8
+PLAIN = 8
+QUEUE_SECONDS = 2.0
+"""Of ``WALL_SECONDS``; the rest is more than a helper may compute."""
 
 # -P: nothing is imported from the directory that the worker happens to run in.
 _COMMAND = ("-P", "-c", "from ddump_worker.compiler import main; main()")
@@ -27,20 +36,38 @@ _COOKED_HINT = (
     "this worker captures the device any, cooked: what needs a link-layer header, such "
     "as vlan, ether host or broadcast, does not compile"
 )
+# What libpcap says of filters that need another link layer, and what cook() says.
+_LINK_LAYER = re.compile(r"cooked|link|ethernet|802\.11|radio")
 _SHORTER_HINT = (
     "use ranges (portrange 1-300) and addresses in place of long lists and names"
 )
 
 
+_SHORT_OF = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
 class BusyError(CaptureError):
-    """Too many filters are being compiled at the moment."""
+    """No more filters can be compiled at the moment."""
 
 
 class FilterCompiler:
-    """Compiles filters, a few at a time, first come first served."""
+    """Compiles filters, so many at a time, and so many of them for one client.
 
-    def __init__(self, *, concurrency: int = 8) -> None:
-        self._slots = asyncio.Semaphore(concurrency)
+    What waits for a resolver costs no processor time: that many wait at once is
+    harmless, that they keep others waiting is not. Requests without a filter of their
+    own need little, and have places of their own.
+    """
+
+    def __init__(
+        self, *, concurrency: int = CONCURRENCY, share: int = SHARE, plain: int = PLAIN
+    ) -> None:
+        self._places = asyncio.Semaphore(concurrency)
+        self._plain = asyncio.Semaphore(plain)
+        self._share = share
+        # Those of clients that have nothing compiled are forgotten.
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = (
+            WeakValueDictionary()
+        )
 
     async def compile(
         self,
@@ -49,47 +76,68 @@ class FilterCompiler:
         exclusions: Sequence[str] = (),
         link_type: LinkType,
         snaplen: int,
+        client: str = "",
     ) -> bytes:
         """Return the program that the kernel shall run.
 
         It accepts what matches ``expression`` (an empty one matches all) and each of
-        ``exclusions``. Cancelling leaves no process behind.
+        ``exclusions``. ``client`` is whose share this takes. Within ``WALL_SECONDS``
+        it has ended. Cancelling leaves no process behind.
 
         Raises:
             FilterError: there is none, with libpcap's words.
             BusyError: others were being compiled all the time.
+            CaptureError: this host cannot compile, or not the exclusions.
 
         """
         text = expression.encode() + SEPARATOR + _joined(exclusions).encode()
-        async with self._slot(), _helper(link_type, snaplen) as process:
+        deadline = asyncio.get_running_loop().time() + WALL_SECONDS
+        async with (
+            self._place(expression, client),
+            _helper(link_type, snaplen) as process,
+        ):
             try:
-                async with asyncio.timeout(WALL_SECONDS):
+                async with asyncio.timeout_at(deadline):
                     answer, complaint = await process.communicate(text)
             except TimeoutError as exc:
-                raise FilterError(_TOO_SLOW, hint=_SHORTER_HINT) from exc
+                raise _too_slow(expression) from exc
         if answer.startswith(COMPILED):
             return answer[len(COMPILED) :]
-        if answer.startswith(REFUSED):
-            reason = answer[len(REFUSED) :].decode(errors="replace")
-            raise FilterError(printable(reason), hint=_COOKED_HINT)
-        if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM):
-            raise FilterError(_TOO_SLOW, hint=_SHORTER_HINT)
+        if process.returncode in (-signal.SIGXCPU, -signal.SIGALRM):
+            raise _too_slow(expression)
+        if process.returncode == 0:
+            raise _refusal(answer)
         words = printable(complaint.decode(errors="replace").strip()[-300:])
-        raise FilterError(
+        raise CaptureError(
             f"compiling the filter failed (status {process.returncode}): {words}"
         )
 
     @contextlib.asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(WALL_SECONDS):
-                await self._slots.acquire()
-        except TimeoutError as exc:
-            raise BusyError("too many filters are being compiled") from exc
-        try:
+    async def _place(self, expression: str, client: str) -> AsyncIterator[None]:
+        share = self._shares.setdefault(client, asyncio.Semaphore(self._share))
+        needed = (share, self._places) if expression.strip() else (self._plain,)
+        async with contextlib.AsyncExitStack() as places:
+            try:
+                async with asyncio.timeout(QUEUE_SECONDS):
+                    for place in needed:
+                        await places.enter_async_context(place)
+            except TimeoutError as exc:
+                raise BusyError("too many filters are being compiled") from exc
             yield
-        finally:
-            self._slots.release()
+
+
+def _too_slow(expression: str) -> CaptureError:
+    if expression.strip():
+        return FilterError(_TOO_SLOW, hint=_SHORTER_HINT)
+    return CaptureError("what the worker excludes takes too long to compile")
+
+
+def _refusal(answer: bytes) -> CaptureError:
+    kind, reason = answer[:1], printable(answer[1:].decode(errors="replace"))
+    if kind == EXCLUSIONS_REFUSED:
+        return CaptureError(f"what the worker excludes does not compile: {reason}")
+    is_cooked = _LINK_LAYER.search(reason) is not None
+    return FilterError(reason, hint=_COOKED_HINT if is_cooked else "")
 
 
 def _joined(exclusions: Sequence[str]) -> str:
@@ -100,15 +148,22 @@ def _joined(exclusions: Sequence[str]) -> str:
 async def _helper(
     link_type: LinkType, snaplen: int
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *_COMMAND,
-        str(int(link_type)),
-        str(snaplen),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *_COMMAND,
+            str(int(link_type)),
+            str(snaplen),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C is for the worker
+        )
+    except OSError as exc:
+        kind = BusyError if exc.errno in _SHORT_OF else CaptureError
+        raise kind(
+            f"cannot start the process that compiles filters: {exc.strerror or exc}"
+        ) from exc
     try:
         yield process
     finally:

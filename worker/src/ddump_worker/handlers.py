@@ -55,7 +55,7 @@ async def capture(request: web.Request) -> web.StreamResponse:
         request.protocol.deaf = True
     core = request.app[CORE]
     query = _query(request)
-    plan = await core.plan(query)
+    plan = await core.plan(query, client=request.remote or "")
     if request.method == hdrs.METH_HEAD:
         return _response()
     return await _stream(request, core, query, plan)
