@@ -128,19 +128,9 @@ def test_the_output_is_no_input(tmp_path, monkeypatch):
             os.close(saved)
 
 
-def test_the_loop(monkeypatch):
-    monkeypatch.delenv("UV_THREADPOOL_SIZE", raising=False)
+def test_the_loop():
     assert job._loop_factory(config("a", "b")) is None
-    assert job._loop_factory(config("http://a")) is uvloop.new_event_loop
-    assert "UV_THREADPOOL_SIZE" not in os.environ
-    job._loop_factory(config(*["http://a"] * 40))
-    assert os.environ["UV_THREADPOOL_SIZE"] == "44"
-    monkeypatch.delenv("UV_THREADPOOL_SIZE")
-    job._loop_factory(config(*["http://a"] * 400))
-    assert os.environ["UV_THREADPOOL_SIZE"] == "64"
-    monkeypatch.setenv("UV_THREADPOOL_SIZE", "3")
-    job._loop_factory(config(*["http://a"] * 400))
-    assert os.environ["UV_THREADPOOL_SIZE"] == "3"
+    assert job._loop_factory(config("a", "http://b")) is uvloop.new_event_loop
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ import asyncio
 import gzip
 import hashlib
 import json
+import shlex
+import socket
 import struct
 
 import pytest
 
 from support.captures import Record, parse_pcap, pcap, pcap_header, pcap_record, pcapng
-from support.commands import run, started
+from support.commands import COMMAND, environment, run, started
 from support.servers import answer, capture, refusing_port, serving
 
 pytestmark = pytest.mark.process
@@ -53,7 +55,27 @@ async def test_it_refuses():
 async def test_its_name_does_not_exist():
     result, _ = await beside_a_good_one("http://no-such-host.invalid")
     assert result.code == 4
-    assert complaint(result).startswith("no-such-host.invalid: ")
+    assert complaint(result).startswith("cannot look up no-such-host.invalid: ")
+
+
+async def test_a_dead_name_server_keeps_nobody_waiting(tmp_path):
+    """Neither the others, nor the end of the command."""
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text("nameserver 127.0.0.77\n")
+    script = f"mount --bind {resolv} /etc/resolv.conf && exec " + shlex.join(
+        [*COMMAND, "--connect-timeout", "300ms", "http://slow.example"]
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as never_answers:
+        never_answers.bind(("127.0.0.77", 53))
+        process = await asyncio.create_subprocess_exec(
+            "unshare", "--mount", "sh", "-c", script,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env=environment(),
+        )  # fmt: skip
+        async with asyncio.timeout(4):  # the system's own patience is 10 s and more
+            _, err = await process.communicate()
+    assert process.returncode == 3
+    assert err.startswith(b"ddump: slow.example: no answer within 300ms\n")
 
 
 async def test_it_never_answers():

@@ -158,8 +158,19 @@ async def test_a_port_that_refuses():
 
 async def test_a_name_that_does_not_exist():
     async with source("http://no-such-host.invalid") as one:
-        with pytest.raises(UnreachableError, match=r"no-such-host\.invalid: "):
+        with pytest.raises(
+            UnreachableError, match=r"cannot look up no-such-host\.invalid: "
+        ):
             await one.open()
+
+
+async def test_a_stream_may_last_for_ever():
+    """aiohttp would end it after 300 s, and open no more than 100."""
+    async with open_session(None) as session:
+        assert session.timeout == aiohttp.ClientTimeout(
+            total=None, connect=None, sock_read=None, sock_connect=None
+        )
+        assert session.connector.limit == session.connector.limit_per_host == 0
 
 
 async def test_no_answer_in_time():

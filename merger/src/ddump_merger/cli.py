@@ -223,7 +223,7 @@ _CONNECTION_OPTIONS = _options(
 @click.version_option(__version__, prog_name="ddump")
 @click.pass_context
 def merge_command(context: click.Context, /, **_: object) -> ExitCode:
-    r"""Merge the captures of all targets by time into one.
+    """Merge the captures of all targets by time into one.
 
     A TARGET is [LABEL=]http(s)://[USER[:PASSWORD]@]HOST[:8475][/PATH][?filter=...],
     a capture file, or - for standard input. The capture goes to standard output:
@@ -232,7 +232,7 @@ def merge_command(context: click.Context, /, **_: object) -> ExitCode:
         ddump 'http://web1?filter=icmp' 'http://web2' | tcpdump -nr-
         ddump -f 'port 53' -T prod.targets -w dns.pcap
         ddump old.pcap new.pcapng | tcpdump -nr-
-    """
+    """  # noqa: D301 - click takes a real backspace for "do not wrap this"
     options = context.params
     _configure_logging(quiet=options["quiet"], verbose=options["verbose"])
     link = Link(options["link"]) if options["link"] else None

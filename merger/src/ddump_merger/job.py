@@ -46,9 +46,6 @@ _CHUNKS_BYTES = 16 << 20
 _LEAST_CHUNK_BYTES = 64 << 10
 _MOST_CHUNK_BYTES = 1 << 20
 
-# Names are looked up on threads; the event loop's four would queue behind dead servers.
-_MOST_LOOKUPS = 64
-
 # What the process itself needs of descriptors, beside its targets.
 _SPARE_DESCRIPTORS = 64
 
@@ -172,9 +169,6 @@ def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | N
         return None
     import uvloop
 
-    if len(config.http_targets) > 1:
-        lookups = min(len(config.http_targets) + 4, _MOST_LOOKUPS)
-        os.environ.setdefault("UV_THREADPOOL_SIZE", str(lookups))
     return uvloop.new_event_loop
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["FileReader", "FileSource", "Source"]
 
 _STDIN = 0
+_LONGEST_POLL_MS = (1 << 31) - 1  # poll(2) takes an int; it is 24 days
 
 
 class Source(Protocol):
@@ -96,7 +97,7 @@ class FileReader:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
             poll.register(self._cancelled, select.POLLIN)
-            ready = poll.poll(self.timeout_ns // MILLISECONDS)
+            ready = poll.poll(min(self.timeout_ns // MILLISECONDS, _LONGEST_POLL_MS))
             if not ready:
                 return None
             if any(ready_fd == self._cancelled for ready_fd, _ in ready):

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import msgspec
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from ddump_common.answers import Problem
@@ -32,6 +31,7 @@ from ddump_common.text import printable
 from ddump_common.units import SECONDS, format_duration
 
 from . import __version__
+from .resolver import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def open_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
             limit=0,
             force_close=True,
             ssl=True if context is None else context,
-            resolver=ThreadedResolver(),
+            resolver=Resolver(),
         ),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),
         auto_decompress=False,
@@ -234,7 +234,7 @@ def _explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
         case aiohttp.ClientConnectorCertificateError():
             return _explain_certificate(exc.certificate_error, target)
         case aiohttp.ClientConnectorDNSError():
-            return f"{target.host}: {exc.os_error.strerror}", ""
+            return f"cannot look up {target.host}: {exc.os_error.strerror}", ""
         case aiohttp.ClientResponseError() | aiohttp.http.HttpProcessingError():
             # The parser's own words, without its drawing of where it stopped.
             reason = exc.message.strip().partition("\n")[0].rstrip(":")

@@ -58,6 +58,11 @@ _HOST_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?")
 # What RFC 3986 lets stand in a path, and the percent sign of what is encoded already.
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
 _COMMENT = re.compile(r"(?:^|\s)#.*")
+# A URL that went wrong, with whatever stands before it: it may hold a password.
+_LIKE_URL = re.compile(r"(?:[^/]*=)?[A-Za-z][A-Za-z0-9+.-]*:/")
+
+# Forty thousand targets; whoever has more means another file.
+_MAX_FILE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +138,7 @@ Target = HttpTarget | FileTarget
 
 def redacted(text: str) -> str:
     """Return ``text`` for a message: printable, and without a URL's credentials."""
-    return printable(re.sub(r"://.*@", "://***@", text, flags=re.DOTALL), limit=200)
+    return printable(re.sub(r":/.*@", "://***@", text, flags=re.DOTALL), limit=200)
 
 
 def parse_target(
@@ -159,6 +164,11 @@ def parse_target(
 def _parse_file(text: str, options: QueryOptions) -> FileTarget:
     if not text or "\0" in text:
         raise UsageError("a target is a URL, a capture file or -")
+    if _LIKE_URL.match(text):
+        raise UsageError(
+            f"{redacted(text)}: not a URL of a worker",
+            hint="[LABEL=]http://HOST or https://HOST",
+        )
     if options.filter.strip() or options.interfaces or options.snaplen is not None:
         raise UsageError(
             f"{redacted(text)}: --filter, --interface and --snaplen are for workers, "
@@ -283,14 +293,18 @@ def read_targets_file(path: Path) -> list[tuple[str, str]]:
     ``where`` is the file and the line, for messages.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: the file cannot be read, or is not a list of targets.
 
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        text = data.decode("utf-8-sig")  # some editors begin a file with a mark
     except OSError as exc:
         raise UsageError(f"cannot read {path}: {exc.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read {path}: not text in UTF-8") from None
+    if len(data) > _MAX_FILE_BYTES:
+        raise UsageError(f"{path} is too long for a list of targets")
     lines = [_COMMENT.sub("", line).strip() for line in text.split("\n")]
     return [(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line]
