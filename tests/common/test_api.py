@@ -107,6 +107,13 @@ def test_filters_are_joined_in_parentheses(expressions, joined):
     assert join_filters(*expressions) == joined
 
 
+@pytest.mark.parametrize("expression", ["a) or (b", "a)", "(a", ")("])
+def test_a_filter_does_not_reach_out_of_its_parentheses(expression):
+    with pytest.raises(ParameterError, match=r"filter: the parentheses of .* match"):
+        join_filters("c", expression)
+    assert join_filters(expression) == expression  # the worker has its own words
+
+
 def test_links():
     assert [link.link_type for link in Link] == [
         LinkType.LINUX_SLL,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ddump_common.api import Link
@@ -59,8 +61,34 @@ def test_urls_are_completed(text, name, url):
 
 @pytest.mark.parametrize(
     "text",
-    ["a.pcap", "./a=b.pcap", "x=y", "-", "a=httpd.pcap", "ftp://x", "x/http://y",
-     "a://b=http://c"],
+    ["ftp://u:s3kr1t@h", "htp://u:s3kr1t@h", "http:/u:s3kr1t@h", "a=b=http://u:s3kr1t@h",
+     "a://b=http://u:s3kr1t@h"],
+)  # fmt: skip
+def test_a_url_that_went_wrong_is_no_file_and_its_password_is_not_shown(text):
+    with pytest.raises(UsageError, match="not a URL of a worker") as caught:
+        parse_target(text)
+    assert "s3kr1t" not in str(caught.value)
+
+
+def test_a_list_of_targets_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "targets"
+    path.write_bytes("# ours\nweb=http://web1\n".encode("utf-8-sig"))
+    assert read_targets_file(path) == [(f"{path}:2", "web=http://web1")]
+
+
+def test_a_list_of_targets_has_an_end():
+    with pytest.raises(UsageError, match="/dev/zero is too long"):
+        read_targets_file(Path("/dev/zero"))
+
+
+def test_a_filter_cannot_reach_out_of_the_one_in_the_url():
+    with pytest.raises(UsageError, match="do not match"):
+        parse_target("http://h?filter=c", QueryOptions(filter="a) or (b"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a.pcap", "./a=b.pcap", "x=y", "-", "a=httpd.pcap", "x/http://y", "./a://b"],
 )  # fmt: skip
 def test_every_other_word_is_a_file(text):
     target = parse_target(text)

@@ -95,9 +95,31 @@ def check_filter(expression: str) -> None:
 
 
 def join_filters(*expressions: str) -> str:
-    """Return one expression that holds where all of ``expressions`` do; empty ones hold."""
+    """Return one expression that holds where all of ``expressions`` do; empty ones hold.
+
+    Raises:
+        ParameterError: the parentheses of one do not match: joined, it would reach out
+            of those that are put around it.
+
+    """
     given = [expression for expression in expressions if expression.strip()]
-    return given[0] if len(given) == 1 else " and ".join(f"({each})" for each in given)
+    if len(given) == 1:
+        return given[0]
+    for expression in given:
+        if not _parentheses_match(expression):
+            raise ParameterError(
+                "filter", f"the parentheses of {expression!r} do not match"
+            )
+    return " and ".join(f"({each})" for each in given)
+
+
+def _parentheses_match(expression: str) -> bool:
+    depth = 0
+    for character in expression:
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
