@@ -13,12 +13,12 @@ import click
 from ddump_common.api import Link
 from ddump_common.errors import DdumpError, ExitCode, UsageError
 from ddump_common.pcap import MAX_SNAPLEN, Precision
-from ddump_common.text import printable
 from ddump_common.units import format_duration, format_size, parse_duration, parse_size
 
 from . import __version__
 from . import config as defaults
 from .config import Config, TlsFiles
+from .console import ensure_standard_error, say
 from .credentials import Keyring
 from .target import (
     QueryOptions,
@@ -327,7 +327,7 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, safe for a terminal."""
-        click.echo(printable(f"ddump: {self.format(record)}", limit=2000), err=True)
+        say(f"ddump: {self.format(record)}")
 
 
 def _configure_logging(*, quiet: bool, verbose: int) -> None:
@@ -340,6 +340,7 @@ def _configure_logging(*, quiet: bool, verbose: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the first word names, and return the exit code."""
+    ensure_standard_error()
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = merge_command
     if words[:1] == ["status"]:
@@ -375,8 +376,7 @@ def _say(errors: Iterable[BaseException]) -> int:
     code = ExitCode.OK
     for error in errors:
         if isinstance(error, DdumpError):
-            line = printable(f"ddump: {error}", limit=2000)
-            click.echo(line, err=True)
+            say(f"ddump: {error}")
             code = max(code, error.exit_code)
     return code
 

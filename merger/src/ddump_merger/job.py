@@ -15,12 +15,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from ddump_common.errors import ExitCode, UsageError
 from ddump_common.pcap import Precision
 
 from ._merge import Merge
+from .console import say
 from .fanin import Fanin
 from .header import OutputHeader, is_micro
 from .lane import Lane
@@ -95,7 +94,7 @@ async def _run(
                 shown.cancel()
     if not config.quiet:
         for line in summary_lines(lanes, merge):
-            click.echo(line, err=True)
+            say(line)
     return exit_code(lanes, interrupted=fanin.interrupted)
 
 
