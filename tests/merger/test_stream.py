@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import socket
 import ssl
 
 import aiohttp
@@ -171,6 +172,31 @@ async def test_a_stream_may_last_for_ever():
             total=None, connect=None, sock_read=None, sock_connect=None
         )
         assert session.connector.limit == session.connector.limit_per_host == 0
+
+
+async def test_who_is_gone_without_a_word_is_noticed():
+    """By the kernel: its timer is set on the connection."""
+
+    async def script(exchange):
+        await exchange.begin()
+        await exchange.gone()
+
+    async with serving(script) as server, source(server.url) as one:
+        await one.open()
+        connection = one._response.connection.transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        tcp = socket.IPPROTO_TCP
+        idle = connection.getsockopt(tcp, socket.TCP_KEEPIDLE)
+        interval = connection.getsockopt(tcp, socket.TCP_KEEPINTVL)
+        count = connection.getsockopt(tcp, socket.TCP_KEEPCNT)
+    assert idle + interval * count <= 60
+
+
+async def test_a_system_with_fewer_options(monkeypatch):
+    monkeypatch.delattr(socket, "TCP_KEEPIDLE")
+    async with serving(capture([b"abc"])) as server, source(server.url) as one:
+        await one.open()
+        assert await read_all(one) == b"abc"
 
 
 async def test_no_answer_in_time():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import ssl
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -36,6 +37,8 @@ from .resolver import Resolver
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from aiohttp import AddrInfoType
+
     from .target import HttpTarget
 
 __all__ = ["HttpSource", "fetch", "open_session"]
@@ -51,6 +54,10 @@ _MAX_ERROR_BYTES = 64 * 1024
 _READ_BUFFER_BYTES = 256 * 1024
 
 
+# A silent stream is asked after 10 s whether it lives, and is given up after 40.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
+
 def open_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
     """Return a session without aiohttp's own limits on connections and time.
 
@@ -64,6 +71,7 @@ def open_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
             force_close=True,
             ssl=True if context is None else context,
             resolver=Resolver(),
+            socket_factory=_socket,
         ),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),
         auto_decompress=False,
@@ -71,6 +79,17 @@ def open_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
         read_bufsize=_READ_BUFFER_BYTES,
         headers={"User-Agent": f"ddump/{__version__}", "Accept-Encoding": "identity"},
     )
+
+
+def _socket(address: AddrInfoType) -> socket.socket:
+    """Return a socket that notices when the other side is gone without a word."""
+    family, kind, protocol, _, _ = address
+    connection = socket.socket(family, kind, protocol)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE.items():
+        if hasattr(socket, option):  # not every system lets it be chosen
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return connection
 
 
 class HttpSource:
