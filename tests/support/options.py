@@ -20,6 +20,10 @@ TABLES = {
         "ddump status": status_command,
         "ddump-worker": worker_command,
     },
+    ROOT / "merger/README.rst": {
+        "ddump": merge_command,
+        "ddump status": status_command,
+    },
     ROOT / "worker/README.rst": {"ddump-worker": worker_command},
 }
 
