@@ -128,6 +128,7 @@ class HttpSource:
             response.close()
             raise
         self._response = response
+        _watch_connection(response)
 
     async def read(self) -> bytes:
         """Return the next bytes; none at the end. Cancelling it loses none."""
@@ -170,6 +171,28 @@ class HttpSource:
         if self._response is not None:
             self._response.close()
             self._response = None
+
+
+def _watch_connection(response: aiohttp.ClientResponse) -> None:
+    """Have the body fail when its connection is lost before its end.
+
+    aiohttp closes the connection when it cannot understand a chunk, and tells that to
+    whoever waits for another response, but not to the reader of this one.
+    """
+    connection = response.connection
+    if connection is None or connection.protocol is None:
+        return  # the whole body has come already
+    protocol, content = connection.protocol, response.content
+
+    def on_closed(closed: asyncio.Future[None]) -> None:
+        lost = None if closed.cancelled() else closed.exception()
+        if not content.is_eof() and content.exception() is None:
+            broken = aiohttp.ClientPayloadError("the body is not complete")
+            broken.__cause__ = protocol.exception() or lost
+            content.set_exception(broken)
+
+    if protocol.closed is not None:
+        protocol.closed.add_done_callback(on_closed)
 
 
 async def fetch(
