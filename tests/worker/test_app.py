@@ -42,6 +42,9 @@ class Failing:
     def statistics(self) -> tuple[int, int, int]:
         return 1, 0, 0
 
+    def undelivered(self) -> int:
+        return 3
+
     def fileno(self) -> int:
         return self._reader.fileno()
 
@@ -113,6 +116,8 @@ async def test_a_stream_that_breaks_ends_without_the_final_chunk(
     assert end in caplog.text
     assert ("Traceback" in caplog.text) is traceback
     assert core.streams.totals().packets == 1
+    assert core.streams.totals().undelivered == 3
+    assert "3 undelivered" in caplog.text
     assert not core.streams.refused
 
 

@@ -11,7 +11,13 @@ from ddump_common.answers import Totals
 from ddump_worker.metrics import Metrics
 
 TOTALS = Totals(
-    packets=2**40, bytes=2**50, dropped=3, interface_dropped=4, streams=5, refused=6
+    packets=2**40,
+    bytes=2**50,
+    dropped=3,
+    interface_dropped=4,
+    undelivered=2**33,
+    streams=5,
+    refused=6,
 )
 
 
@@ -34,6 +40,7 @@ def test_every_counter_is_there_with_its_value_and_type():
         ("ddump_worker_bytes", "counter", ()): 2**50,
         ("ddump_worker_kernel_dropped_packets", "counter", ()): 3,
         ("ddump_worker_interface_dropped_packets", "counter", ()): 4,
+        ("ddump_worker_undelivered_packets", "counter", ()): 2**33,
         ("ddump_worker_streams", "counter", ()): 5,
         ("ddump_worker_streams_by_state", "gauge", (("state", "running"),)): 2,
         ("ddump_worker_streams_by_state", "gauge", (("state", "closed"),)): 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -51,6 +52,15 @@ def opened():
 
     yield open_one
     for capture in captures:
+        capture.close()
+
+
+@contextlib.contextmanager
+def without_program():
+    capture = _pcap.Capture(buffer_size=2 << 20)
+    try:
+        yield capture
+    finally:
         capture.close()
 
 
@@ -283,14 +293,69 @@ class TestCapture:
                 stamp // 1000 for stamp in stamps
             ]
 
-    def test_nothing_later_than_stop_after_is_delivered(self, opened):
+    def test_nothing_that_comes_after_stop_is_delivered(self, opened):
         with talker() as udp:
             capture = opened(udp.filter)
             early = udp.send(3)
-            capture.stop_after(time.time_ns())
+            capture.stop()
             udp.send(3)
-            assert payloads(read_rest(capture)) == early
-            assert capture.packets == 3
+            capture.stop()
+            assert capture.undelivered() == 3
+            data = read(capture, 3)
+            assert capture.finished
+            assert payloads(data) == early
+            assert capture.read_batch(TARGET) == b""
+            assert capture.statistics()[0] == 3
+            assert capture.undelivered() == 0
+
+    def test_stopping_an_empty_ring_finishes_at_once(self, opened):
+        capture = opened("udp port 1 and greater 60000")
+        capture.stop()
+        assert capture.finished
+
+    def test_what_waits_in_the_ring_is_known(self, opened):
+        with talker() as udp:
+            udp.send(5)  # before its time, in the ring or not
+            capture = opened(udp.filter, packet_limit=15)
+            assert capture.undelivered() == 0
+            udp.send(10)
+            assert capture.undelivered() == 10
+            read(capture, 10)
+            assert capture.undelivered() == 0
+            udp.send(200)
+            read(capture, 15)
+            assert capture.finished
+            assert capture.undelivered() == 0
+        with without_program() as bare:
+            assert bare.undelivered() == 0
+
+    @pytest.mark.parametrize(("link_type", "cooked"), [(113, 16), (276, 20)])
+    def test_what_the_ring_held_before_does_not_show_in_the_padding(
+        self, opened, link_type, cooked
+    ):
+        address = {113: 6, 276: 12}[link_type]
+        with talker() as udp:
+            capture = opened(udp.filter, link_type=link_type, buffer_size=1 << 20)
+            found = []
+            for number in range(1, 50):
+                udp.send(10, size=7000 + number)  # full of "x": two rings of it
+                found += records(read(capture, 10 * number))
+            assert {data[address : address + 8] for _, _, data in found} == {bytes(8)}
+            assert {data[cooked] for _, _, data in found} == {0x45}
+
+    @pytest.mark.parametrize(("link_type", "length"), [(113, 6), (276, 12)])
+    def test_headers_cut_short_are_left_as_they_are(self, opened, link_type, length):
+        with talker() as udp:
+            whole = opened(udp.filter, link_type=link_type)
+            cut = [
+                opened(udp.filter, link_type=link_type, snaplen=length + more)
+                for more in (-1, 0, 1)
+            ]
+            udp.send()
+            ((_, _, data),) = records(read(whole, 1))
+            for more, capture in zip((-1, 0, 1), cut, strict=True):
+                ((_, _, short),) = records(read(capture, 1))
+                assert short == data[: length + more]
 
     def test_what_the_ring_cannot_hold_is_counted(self, opened):
         with talker() as udp:

@@ -161,6 +161,50 @@ class TestClients:
                 await check_chunks(reader, stream, udp)
                 writer.close()
 
+    async def test_a_stalled_client_gets_nothing_from_after_the_duration(self):
+        async with worker() as running, client(running) as http:
+            with talker() as udp:
+                _, reader, writer = await connect(
+                    running,
+                    f"/capture?filter={udp.filter.replace(' ', '+')}"
+                    "&link=sll2&duration=1",
+                    receive_buffer=4096,
+                )
+                await flood(udp, packets=2000)  # more than the sockets hold
+                await asyncio.sleep(1.2)
+                (late,) = udp.send(1)
+                await flood(udp, packets=200)
+                (stream,) = (await status(http))["streams"]
+                found = await check_chunks(reader, stream, udp)
+                assert len(found) == 2000
+                assert found[-1] == int.from_bytes(late[:8], "big") - 1
+                writer.close()
+        assert "ended: duration" in running.text
+        assert "0 dropped by the kernel, 0 by interfaces, 0 undelivered" in running.text
+
+    async def test_what_a_client_leaves_in_the_ring_is_counted(self):
+        async with worker() as running, client(running) as http:
+            with talker() as udp:
+                _, _, writer = await connect(
+                    running,
+                    f"/capture?filter={udp.filter.replace(' ', '+')}",
+                    receive_buffer=4096,
+                )
+                await flood(udp, packets=2000)
+                await asyncio.sleep(0.2)
+                (stream,) = (await status(http))["streams"]
+                assert stream["undelivered"] == 0
+                writer.transport.abort()
+                await wait_until(lambda: unused(http))
+                totals = (await status(http))["totals"]
+                left = 2000 - stream["packets"]
+                assert left > 500
+                assert totals["undelivered"] == left
+                async with http.get("/metrics") as response:
+                    text = await response.text()
+                assert f"ddump_worker_undelivered_packets_total {left}.0\n" in text
+        assert f"{left} undelivered" in running.text
+
     async def test_slow_headers_are_cut_after_ten_seconds(self):
         async with worker() as running:
             parts = urlsplit(running.url)
@@ -211,14 +255,18 @@ class TestClients:
                     assert len(payloads(await response.read())) == 1
 
 
-async def check_chunks(reader, stream, udp) -> None:
-    """Read the chunked rest of a stream: whole records, payloads in order."""
+async def check_chunks(reader, stream, udp) -> list[int]:
+    """Read the chunked rest of a stream: whole records, payloads in order.
+
+    Returns the numbers of the payloads.
+    """
     body = bytearray()
     with contextlib.suppress(asyncio.IncompleteReadError):
         while size := int(await reader.readline(), 16):
             body += await reader.readexactly(size)
             await reader.readexactly(2)
     last = -1
+    numbers = []
     found = records(bytes(body))
     assert len(found) > 1000
     for _, _, data in found:
@@ -227,6 +275,8 @@ async def check_chunks(reader, stream, udp) -> None:
         assert number > last
         assert payload[8:].strip(b"x") == b""
         last = number
+        numbers.append(number)
+    return numbers
 
 
 class TestLimits:
@@ -533,6 +583,42 @@ class TestNamespace:
             shown = host.run("ip", "-d", "link", "show", "eth0").stdout.decode()
             assert "promiscuity 0" in shown
             assert running.urls == ["http://0.0.0.0:8475", "http://127.0.0.1:9475"]
+
+    async def test_interfaces_that_vanish_end_the_streams_that_named_them(self):
+        with network(1, prefix="ddump-gone") as net:
+            (host,) = net.hosts
+            for name in ("gone0", "gone1"):
+                host.run("ip", "link", "add", name, "type", "veth")
+            async with worker(
+                "--allow-plaintext",
+                listen=["0.0.0.0:8475"],
+                prefix=host.command(),
+            ) as running:
+                url = f"http://{host.address}:8475/capture?filter=udp"
+                queries = (
+                    "&interface=gone0",
+                    "&interface=gone0&interface=eth0&duration=8",
+                    "&interface=gone1&duration=1",
+                    "&duration=1",
+                )
+                fetching = [
+                    await asyncio.create_subprocess_exec(
+                        *net.client.command("curl", "-sSN", url + query),
+                        stdout=asyncio.subprocess.PIPE,
+                        stderr=asyncio.subprocess.DEVNULL,
+                    )
+                    for query in queries
+                ]
+                for process in fetching:
+                    await process.stdout.readexactly(24)
+                for name in ("gone0", "gone1"):
+                    host.run("ip", "link", "delete", name)
+                async with asyncio.timeout(12):
+                    ends = [await process.wait() for process in fetching]
+                assert ends == [18, 0, 18, 0]  # 18: without the final chunk
+        assert running.text.count("ended: gone from this host: gone0;") == 1
+        assert running.text.count("ended: gone from this host: gone1;") == 1
+        assert running.text.count("WARNING stream 2: gone from this host: gone0\n") == 1
 
 
 class TestStart:

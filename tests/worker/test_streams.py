@@ -21,13 +21,17 @@ class Capture:
 
     def __init__(self, packets=0, data_bytes=0, dropped=0):
         self.packets, self.data_bytes, self.dropped = packets, data_bytes, dropped
-        self.stopped = self.refreshed = 0
+        self.stopped = self.refreshed = self.undelivered = 0
+        self.failures = []
 
     def stop(self):
         self.stopped += 1
 
     def refresh(self):
         self.refreshed += 1
+
+    def fail(self, failure):
+        self.failures.append(str(failure))
 
 
 def interface(index: int, dropped: int) -> Interface:
@@ -99,6 +103,11 @@ async def test_totals_are_those_of_ended_and_running_streams():
     assert (before.streams, before.refused) == (2, 0)
     streams.close(first)
     assert streams.totals() == before
+    last = begin(streams)
+    last.run(Capture())
+    last._capture.undelivered = 2**40
+    assert streams.close(last).undelivered == 2**40
+    assert streams.totals().undelivered == 2**40
     streams.refused["filter"] += 2
     streams.refused["memory"] += 1
     assert streams.totals().refused == 3
@@ -113,6 +122,23 @@ async def test_refreshing_asks_each_open_capture():
     assert capture.refreshed == 1
     assert opening.info().dropped == 0
     assert [info.id for info in streams.infos()] == [1, 2]
+
+
+async def test_interfaces_that_go_are_told_once_and_all_of_them_end_it(caplog):
+    host = [interface(1, 0), interface(2, 0), interface(3, 0)]
+    streams = Streams()
+    opening = begin(streams, interfaces=host, chosen=frozenset({1}))
+    every = begin(streams, interfaces=host)
+    some = begin(streams, interfaces=host, chosen=frozenset({1, 2}))
+    captures = Capture(), Capture()
+    every.run(captures[0])
+    some.run(captures[1])
+    for present in (host, host[1:], host[1:], host[2:]):
+        streams.refresh(present)
+    assert opening.info().state == "opening"
+    assert captures[0].failures == []
+    assert captures[1].failures == ["gone from this host: if1, if2"]
+    assert caplog.messages == ["stream 3: gone from this host: if1"]
 
 
 async def test_stopping_reaches_streams_in_each_state():

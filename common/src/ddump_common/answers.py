@@ -51,7 +51,8 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One stream: what was asked, and what became of it so far.
 
     ``dropped`` packets were lost by the kernel because this stream's ring was full;
-    ``interface_dropped`` by the network interfaces. ``buffer_bytes`` is the ring that
+    ``interface_dropped`` by the network interfaces; ``undelivered`` were captured, and
+    lost when the stream was cut or its client left. ``buffer_bytes`` is the ring that
     the kernel really granted. Times are nanoseconds since the epoch.
     """
 
@@ -64,6 +65,7 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     dropped: int
     interface_dropped: int
+    undelivered: int = 0
     buffer_bytes: int
 
 
@@ -81,6 +83,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     dropped: int
     interface_dropped: int
+    undelivered: int = 0
     streams: int
     refused: int
 

@@ -87,12 +87,16 @@ cdef enum:
     INSTRUCTION = 8  # sizeof(struct bpf_insn)
     MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
     MAX_SNAPLEN = 262144
+    ADDRESS_BYTES = 8
     # The most packets per crossing, whatever their size: a ring that is filled as
     # fast as it is emptied must not keep the caller from its other work.
     MAX_DISPATCH = 16384
 
+# Link type -> where the link-layer address is in its cooked header; the byte before it
+# is (the lower one of) the address's length (pcap/sll.h).
+cdef dict ADDRESSES = {113: 6, 276: 12}
+
 cdef unsigned long long NO_LIMIT = 0xFFFFFFFFFFFFFFFFULL
-cdef long long NO_TIME = 0x7FFFFFFFFFFFFFFFLL
 cdef long long BILLION = 1000000000LL
 
 
@@ -111,8 +115,22 @@ cdef struct Sink:
     unsigned long long octet_limit
     unsigned long long stale
     long long since_ns
-    long long until_ns
+    unsigned long long seen
+    unsigned long long left
+    bint stopped
+    size_t address
     bint finished
+
+
+cdef void clear_padding(char *data, size_t caplen, size_t address) noexcept nogil:
+    # The kernel writes as many bytes of the link-layer address as there are; behind
+    # them a ring that has wrapped holds what was there before.
+    cdef size_t at
+    cdef size_t end = min(caplen, address + ADDRESS_BYTES)
+    if 0 < address < end:
+        at = address + <u_char>data[address - 1]
+        if at < end:
+            memset(data + at, 0, end - at)
 
 
 cdef void on_packet(
@@ -131,8 +149,10 @@ cdef void on_packet(
             sink.stale -= 1
             return
         sink.stale = 0
-    if sink.finished or stamp_ns > sink.until_ns:
+    if sink.finished:
         return
+    sink.seen += 1
+    sink.left -= 1
     if caplen > sink.snaplen:
         caplen = sink.snaplen
     record = <bpf_u_int32 *>(sink.data + sink.length)
@@ -146,10 +166,15 @@ cdef void on_packet(
     fields[3] = header.len
     memcpy(record, fields, RECORD_HEADER)
     memcpy(sink.data + sink.length + RECORD_HEADER, data, caplen)
+    clear_padding(sink.data + sink.length + RECORD_HEADER, caplen, sink.address)
     sink.length += RECORD_HEADER + <size_t>caplen
     sink.packets += 1
     sink.octets += caplen
-    if sink.packets >= sink.packet_limit or sink.octets >= sink.octet_limit:
+    if (
+        sink.left == 0
+        or sink.packets >= sink.packet_limit
+        or sink.octets >= sink.octet_limit
+    ):
         sink.finished = True
         pcap_breakloop(sink.handle)
     elif sink.length >= sink.target:
@@ -313,7 +338,8 @@ cdef class Capture:
         self._sink.nano = nano
         self._sink.packet_limit = NO_LIMIT if packet_limit is None else packet_limit
         self._sink.octet_limit = NO_LIMIT if byte_limit is None else byte_limit
-        self._sink.until_ns = NO_TIME
+        self._sink.left = NO_LIMIT
+        self._sink.address = ADDRESSES.get(link_type, 0)
         self._fd = -1
         reason[0] = 0
         self._handle = pcap_create(<char *>name, reason)
@@ -423,9 +449,28 @@ cdef class Capture:
             self._sink.data, <Py_ssize_t>self._sink.length
         )
 
-    def stop_after(self, long long timestamp_ns) -> None:
-        """Deliver no record that is stamped later than ``timestamp_ns``."""
-        self._sink.until_ns = timestamp_ns
+    def stop(self) -> None:
+        """Deliver no packet that arrives from now on; those in the ring still are.
+
+        Told by number, not by time: a clock that is set changes nothing. The counters
+        stay as they are.
+
+        """
+        self._check_open()
+        if not self._sink.stopped:
+            self._sink.left = self.undelivered()
+            self._sink.stopped = True
+            self._sink.finished = self._sink.left == 0
+
+    def undelivered(self) -> int:
+        """Return how many packets are in the ring that are to be delivered."""
+        self._check_open()
+        if self._sink.finished or not self._ready:
+            return 0
+        if self._sink.stopped:
+            return self._sink.left
+        self._accumulate()
+        return self._received - self._dropped - self._sink.seen
 
     cdef int _accumulate(self) except -1:
         # The kernel's and libpcap's counters have 32 bits: sum the differences.
@@ -448,7 +493,8 @@ cdef class Capture:
         dropped among them. Call it often enough that 2**32 packets do not pass.
         """
         self._check_open()
-        self._accumulate()
+        if not self._sink.stopped:
+            self._accumulate()
         return self._received, self._dropped, self._missed
 
     def fileno(self) -> int:

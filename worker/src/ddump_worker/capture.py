@@ -15,9 +15,7 @@ import asyncio
 import enum
 import math
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -89,8 +87,11 @@ class Handle(Protocol):
     def read_batch(self, target: int) -> bytes:
         """Return the records that wait, about ``target`` bytes of them."""
 
-    def stop_after(self, timestamp_ns: int) -> None:
-        """Deliver no record that is stamped later."""
+    def stop(self) -> None:
+        """Deliver no packet that arrives from now on."""
+
+    def undelivered(self) -> int:
+        """Return how many packets wait in the ring."""
 
     def statistics(self) -> tuple[int, int, int]:
         """Return the packets received, dropped by the kernel, by interfaces."""
@@ -200,19 +201,6 @@ class Captures:
         await asyncio.to_thread(self._executor.shutdown)
 
 
-@dataclass(slots=True)
-class _Deadlines:
-    """When to stop, in the loop's time."""
-
-    end: float
-    idle_seconds: float
-    last: float
-
-    @property
-    def next(self) -> float:
-        return min(self.end, self.last + self.idle_seconds)
-
-
 class LiveCapture:
     """One open capture, read in whole batches of records.
 
@@ -234,9 +222,10 @@ class LiveCapture:
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._watched = False
-        self._stopping = False
+        self._reason: EndReason | CaptureError | None = None
         self._closed = False
         self._dropped = 0
+        self._undelivered = 0
 
     @property
     def packets(self) -> int:
@@ -253,6 +242,11 @@ class LiveCapture:
         """How many packets the kernel dropped as the ring was full, when last asked."""
         return self._dropped
 
+    @property
+    def undelivered(self) -> int:
+        """How many packets were captured and lost with the ring when it was closed."""
+        return self._undelivered
+
     def refresh(self) -> None:
         """Ask the kernel for its counters. To be done at least every few minutes."""
         if not self._closed:
@@ -260,8 +254,18 @@ class LiveCapture:
 
     def stop(self) -> None:
         """Have ``deliver`` end soon, after all that is captured by now."""
-        self._stopping = True
-        self._wake()
+        self._end(EndReason.SHUTDOWN)
+
+    def fail(self, failure: CaptureError) -> None:
+        """Have ``deliver`` raise, after all that is captured by now."""
+        self._end(failure)
+
+    def _end(self, reason: EndReason | CaptureError) -> None:
+        # At once, also while the client does not take what was read before.
+        if self._reason is None and not self._closed:
+            self._reason = reason
+            self._handle.stop()
+            self._wake()
 
     async def deliver(
         self,
@@ -275,50 +279,52 @@ class LiveCapture:
         waits is still sent. Cancelling loses what was read and not sent, and no more.
 
         Raises:
-            CaptureError: the handle fails.
+            CaptureError: the handle fails, or was said to.
 
         """
-        reason = await self._run(send)
-        if reason in (EndReason.DURATION, EndReason.SHUTDOWN):
-            self._handle.stop_after(time.time_ns())
+        timer = None
+        if self._query.duration_ns is not None:
+            timer = self._loop.call_later(
+                self._query.duration_ns / SECONDS, self._end, EndReason.DURATION
+            )
+        try:
+            reason = await self._run(send)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if reason is self._reason:
             on_draining()
             await self._drain(send)
+        if isinstance(reason, CaptureError):
+            raise reason
         return reason
 
-    async def _run(self, send: Callable[[bytes], Awaitable[None]]) -> EndReason:
+    async def _run(
+        self, send: Callable[[bytes], Awaitable[None]]
+    ) -> EndReason | CaptureError:
         handle = self._handle
-        deadlines = self._deadlines()
-        while True:
+        idle_seconds = self._idle_seconds()
+        last = self._loop.time()
+        while self._reason is None:
             batch = handle.read_batch(BATCH_BYTES)
+            is_last = handle.finished
             if batch:
                 await send(batch)
-            now = self._loop.time()
-            if batch:
-                deadlines.last = now
-            if handle.finished:
+                last = self._loop.time()
+            if is_last:
                 return self._limit()
-            if self._stopping:
-                return EndReason.SHUTDOWN
-            if now >= deadlines.end:
-                return EndReason.DURATION
             if handle.more:
                 await asyncio.sleep(0)  # the others' turn
-            elif now >= deadlines.next:
+            elif self._loop.time() >= last + idle_seconds:
                 return EndReason.IDLE
-            else:
-                await self._readable(deadlines.next)
+            elif self._reason is None:
+                await self._readable(last + idle_seconds)
+        return self._reason
 
-    def _deadlines(self) -> _Deadlines:
-        now = self._loop.time()
-        duration_ns, idle_ns = self._query.duration_ns, self._query.idle_ns
-        return _Deadlines(
-            end=math.inf if duration_ns is None else now + duration_ns / SECONDS,
-            # A packet that has come may still be hidden in an open block.
-            idle_seconds=(
-                math.inf if idle_ns is None else idle_ns / SECONDS + _GRACE_SECONDS
-            ),
-            last=now,
-        )
+    def _idle_seconds(self) -> float:
+        idle_ns = self._query.idle_ns
+        # A packet that has come may still be hidden in an open block.
+        return math.inf if idle_ns is None else idle_ns / SECONDS + _GRACE_SECONDS
 
     def _limit(self) -> EndReason:
         packets = self._query.packets
@@ -376,4 +382,7 @@ class LiveCapture:
         if not self._closed:
             self._closed = True
             self._unwatch()
-            self._on_close()
+            try:
+                self._undelivered = self._handle.undelivered()
+            finally:
+                self._on_close()

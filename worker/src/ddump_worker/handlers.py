@@ -137,6 +137,8 @@ async def _deliver(
         Body(request, response).write,
         on_draining=lambda: stream.move(StreamState.DRAINING),
     )
+    if query.interfaces and (failure := stream.failure(interfaces())) is not None:
+        raise failure
     await response.write_eof()
     return reason
 
@@ -146,12 +148,12 @@ def _finish(core: Core, stream: Stream, live: LiveCapture | None, end: str) -> N
         stream.refresh(interfaces())
     except DdumpError as exc:
         _log.warning("stream %d: the last counters are missing: %s", stream.number, exc)
-    info = core.streams.close(stream)
     if live is not None:
         live.close()
+    info = core.streams.close(stream)
     _log.info(
-        "stream %d for %s ended: %s; filter %r, %d packets, %d bytes, %d dropped by the "
-        "kernel, %d by interfaces, %.3f s",
+        'stream %d for %s ended: %s; filter "%s", %d packets, %d bytes, %d dropped by '
+        "the kernel, %d by interfaces, %d undelivered, %.3f s",
         info.id,
         info.client,
         end,
@@ -160,6 +162,7 @@ def _finish(core: Core, stream: Stream, live: LiveCapture | None, end: str) -> N
         info.bytes,
         info.dropped,
         info.interface_dropped,
+        info.undelivered,
         (time.time_ns() - info.started_ns) / SECONDS,
     )
 

@@ -42,6 +42,11 @@ class _WorkerCollector(Collector):
             "Packets that network interfaces dropped while streams were open",
             totals.interface_dropped,
         )
+        yield _counter(
+            "undelivered_packets",
+            "Packets left in the ring of a stream that was cut or left by its client",
+            totals.undelivered,
+        )
         yield _counter("streams", "Streams begun", totals.streams)
         states = GaugeMetricFamily(
             "ddump_worker_streams_by_state",

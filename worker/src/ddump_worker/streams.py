@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from ddump_common.answers import StreamInfo, StreamState, Totals
+from ddump_common.errors import CaptureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ddump_common.api import CaptureQuery
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from .interfaces import Interface
 
 __all__ = ["Stream", "Streams"]
+
+_log = logging.getLogger(__name__)
 
 TRANSITIONS: dict[StreamState, frozenset[StreamState]] = {
     StreamState.OPENING: frozenset({StreamState.RUNNING, StreamState.CLOSED}),
@@ -58,6 +62,7 @@ class Stream:
         query: CaptureQuery,
         started_ns: int,
         meter: DropMeter,
+        chosen: Mapping[int, str],
     ) -> None:
         self.number = number
         self.client = client
@@ -66,6 +71,8 @@ class Stream:
         self.state = StreamState.OPENING
         self._capture: LiveCapture | None = None
         self._meter = meter
+        self._chosen = chosen
+        self._missing: list[str] = []
         self._stopping = False
 
     def run(self, capture: LiveCapture) -> None:
@@ -92,6 +99,23 @@ class Stream:
         self._meter.observe(interfaces)
         if self._capture is not None:
             self._capture.refresh()
+            failure = self.failure(interfaces)
+            if failure is not None:
+                self._capture.fail(failure)
+
+    def failure(self, interfaces: Sequence[Interface]) -> CaptureError | None:
+        """Return why nothing can come: all interfaces that it names are gone."""
+        present = {each.index for each in interfaces}
+        missing = [name for index, name in self._chosen.items() if index not in present]
+        if not missing:
+            return None
+        names = ", ".join(missing)
+        if len(missing) == len(self._chosen):
+            return CaptureError(f"gone from this host: {names}")
+        if missing != self._missing:
+            _log.warning("stream %d: gone from this host: %s", self.number, names)
+            self._missing = missing
+        return None
 
     def info(self) -> StreamInfo:
         """Return what is known of it now."""
@@ -106,6 +130,7 @@ class Stream:
             bytes=capture.data_bytes if capture else 0,
             dropped=capture.dropped if capture else 0,
             interface_dropped=self._meter.dropped,
+            undelivered=capture.undelivered if capture else 0,
             buffer_bytes=capture.granted if capture else 0,
         )
 
@@ -146,6 +171,9 @@ class Streams:
             query=query,
             started_ns=started_ns,
             meter=DropMeter(interfaces, chosen),
+            chosen={
+                each.index: each.name for each in interfaces if each.index in chosen
+            },
         )
         self._open[stream.number] = stream
         self._empty.clear()
@@ -166,6 +194,7 @@ class Streams:
             bytes=info.bytes,
             dropped=info.dropped,
             interface_dropped=info.interface_dropped,
+            undelivered=info.undelivered,
         )
         return info
 
@@ -203,6 +232,7 @@ class Streams:
             dropped=self._ended["dropped"] + sum(i.dropped for i in infos),
             interface_dropped=self._ended["interface_dropped"]
             + sum(i.interface_dropped for i in infos),
+            undelivered=self._ended["undelivered"] + sum(i.undelivered for i in infos),
             streams=self._ended["streams"] + len(infos),
             refused=self.refused.total(),
         )
