@@ -284,6 +284,26 @@ async def test_it_ends_between_records_but_not_as_it_should(end):
     assert complaint(result) == "the connection ended before the stream did"
 
 
+@pytest.mark.parametrize(
+    "nonsense", [b"zz\r\n", b"-5\r\n", b"f" * 25 + b"\r\n", b"0x4\r\n"]
+)
+async def test_it_sends_a_chunk_that_cannot_be_understood(nonsense):
+    whole = pcap(BAD)
+
+    async def script(exchange):
+        await exchange.begin()
+        await exchange.chunk(whole[:500])
+        await asyncio.sleep(0.2)  # the head is understood before the rest arrives
+        rest = whole[500:]
+        await exchange.send(b"%x\r\n%b\r\n%b" % (len(rest), rest, nonsense))
+        await exchange.gone()
+
+    result, records = await beside_a_good_one_serving(script)
+    assert result.code == 4
+    assert records == BAD
+    assert complaint(result).startswith("the answer is not HTTP: ")
+
+
 async def test_what_came_before_the_end_is_read_however_much_it_is():
     """The connection is lost while more is unread than a single read brings."""
     many = [Record(START + n * 1000, bytes(1400)) for n in range(2000)]

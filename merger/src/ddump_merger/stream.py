@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpSource", "fetch", "open_session"]
 
+# What a connection may break with; the last is not a ClientError.
+_BROKEN = (aiohttp.ClientError, OSError, aiohttp.http.HttpProcessingError)
+
 # What servers call a capture. A server without a table of types sends none or octets.
 _CAPTURE_TYPES = {MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG, "application/octet-stream", ""}
 
@@ -139,7 +142,7 @@ class HttpSource:
             return self._read_broken(content)
         try:
             return await content.readany()
-        except (aiohttp.ClientError, OSError, RuntimeError):
+        except (*_BROKEN, RuntimeError):
             return self._read_broken(content)
 
     def _read_broken(self, content: aiohttp.StreamReader) -> bytes:
@@ -187,8 +190,9 @@ def _watch_connection(response: aiohttp.ClientResponse) -> None:
     def on_closed(closed: asyncio.Future[None]) -> None:
         lost = None if closed.cancelled() else closed.exception()
         if not content.is_eof() and content.exception() is None:
-            broken = aiohttp.ClientPayloadError("the body is not complete")
-            broken.__cause__ = protocol.exception() or lost
+            broken = protocol.exception() or lost
+            if not isinstance(broken, aiohttp.http.HttpProcessingError):
+                broken = aiohttp.ClientPayloadError("the body is not complete")
             content.set_exception(broken)
 
     if protocol.closed is not None:
