@@ -148,12 +148,30 @@ def test_a_host_without_addresses_has_a_valid_filter():
 
 
 def test_a_host_with_many_addresses_has_a_filter_that_the_kernel_takes():
-    host = [
-        interface("eth0", 2, *(f"10.1.{n // 250}.{n % 250}/16" for n in range(600)))
-    ]
-    expressions = Exclusion(services=(service(ANY),)).expressions(host)
+    expressions = Exclusion(services=(service("::"),)).expressions(crowded(128))
     code = compile_filter(" and ".join(expressions), link_type=113, snaplen=96)
-    assert len(code) < 4096 * 8
+    assert len(code) < 3000 * 8
+    assert is_captured(expressions, packet("fd00::1", 8475, "fd00::2", 4000))
+
+
+def crowded(count: int) -> list[Interface]:
+    """Return a host whose addresses differ in each word."""
+    numbers = (n * 0x1_0000_0001_0000_0001_0000_0001 for n in range(1, count + 1))
+    return [interface("eth0", 2, *(f"{ipaddress.IPv6Address(n)}/64" for n in numbers))]
+
+
+def test_a_host_with_too_many_addresses_leaves_the_port_out(caplog):
+    exclusion = Exclusion(
+        services=(service("::"), service("::", 9000), service("127.0.0.1", 7000))
+    )
+    for _ in range(2):
+        expressions = exclusion.expressions(crowded(2000))
+        code = compile_filter(" and ".join(expressions), link_type=113, snaplen=96)
+        assert len(code) < 100 * 8
+    assert not is_captured(expressions, packet("fd00::1", 8475, "fd00::2", 4000))
+    assert not is_captured(expressions, packet("fd00::1", 4000, "fd00::2", 9000))
+    assert is_captured(expressions, packet("10.0.0.9", 40000, "10.0.0.8", 7000))
+    assert [record.args for record in caplog.records] == [(8475,), (9000,)]
 
 
 def test_only_some_interfaces():

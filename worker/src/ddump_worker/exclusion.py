@@ -8,7 +8,8 @@ the ports of other workers, are named by the operator.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from .interfaces import Interface
 
 __all__ = ["Exclusion", "Service", "only"]
+
+_log = logging.getLogger(__name__)
+
+# For each listener an IPv6 address takes up to 21 of the 4096 instructions that the
+# kernel takes: more of them would leave no room for filters.
+_MAX_PLACES = 128
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -30,7 +37,7 @@ class Service:
 
     def expression(self, host: Sequence[Interface]) -> str:
         """Return a filter of the traffic between this port and ``host``'s addresses."""
-        places = self._places(host)
+        places = self.places(host)
         source = " or ".join(f"src {place}" for place in places)
         destination = " or ".join(f"dst {place}" for place in places)
         return (
@@ -38,7 +45,8 @@ class Service:
             f"(dst port {self.port} and ({destination})))"
         )
 
-    def _places(self, host: Sequence[Interface]) -> list[str]:
+    def places(self, host: Sequence[Interface]) -> list[str]:
+        """Return filters of the addresses that this is: all, if it is a wildcard."""
         if not self.address.is_unspecified:
             return [f"host {self.address}"]
         version = self.address.version
@@ -58,6 +66,7 @@ class Exclusion:
 
     services: tuple[Service, ...] = ()
     operator: tuple[str, ...] = ()
+    _coarse: set[int] = field(default_factory=set, init=False, compare=False)
 
     def expressions(self, host: Sequence[Interface]) -> list[str]:
         """Return filters that all hold for what may be captured.
@@ -72,9 +81,28 @@ class Exclusion:
                 for each in host
                 if each.loopback
             ),
-            *(f"not ({service.expression(host)})" for service in self.services),
+            *(f"not ({expression})" for expression in self._own(host)),
             *(f"not ({expression})" for expression in self.operator),
         ]
+
+    def _own(self, host: Sequence[Interface]) -> list[str]:
+        places = sum(len(service.places(host)) for service in self.services)
+        return [
+            self._port_alone(service)
+            if service.address.is_unspecified and places > _MAX_PLACES
+            else service.expression(host)
+            for service in self.services
+        ]
+
+    def _port_alone(self, service: Service) -> str:
+        if service.port not in self._coarse:
+            self._coarse.add(service.port)
+            _log.warning(
+                "this host has too many addresses to tell its own: all of TCP port %d "
+                "is left out of captures, that of other hosts too",
+                service.port,
+            )
+        return f"tcp port {service.port}"
 
 
 def only(indices: Iterable[int]) -> str:
