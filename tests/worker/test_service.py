@@ -9,8 +9,8 @@ import signal
 import socket
 import stat
 import time
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -23,9 +23,6 @@ from ddump_worker.streams import Streams
 from support.loopback import payloads, records, talker, tcpdump
 from support.namespaces import network
 from support.workers import run, stop, wait_until, worker
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
@@ -793,10 +790,47 @@ class TestShutdown:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    async def test_a_signal_while_it_starts(self, number):
+        slow = SLOW.replace("+", " ")
+        options = [word for _ in range(4) for word in ("--exclude", slow)]
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(
+                run("--listen", "127.0.0.1:0", "--allow-anonymous", *options)
+            )
+            os.kill(await child_that_compiles(), number)
+            began = time.monotonic()
+        code, said = starting.result()
+        assert time.monotonic() - began < 1
+        assert code == 0, said
+        assert "ending" in said
+        assert "Traceback" not in said
+        assert "listening" not in said
+
     async def test_stopped_before_anyone_came(self):
         async with worker() as running:
             pass
         assert running.process.returncode == 0
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(word)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for word in (task / "children").read_text().split()
+    ]
+
+
+async def child_that_compiles() -> int:
+    """Wait until a worker that this process started has a helper; return its id."""
+    found = []
+
+    def is_there() -> bool:
+        found[:] = [pid for pid in children(os.getpid()) if children(pid)]
+        return bool(found)
+
+    await wait_until(is_there)
+    return found[0]
 
 
 async def test_the_watch_goes_on_when_counters_cannot_be_taken(monkeypatch, caplog):

@@ -22,7 +22,7 @@ from .capture import Captures
 from .connections import Connections
 from .core import Core
 from .exclusion import Exclusion, Service
-from .filters import FilterCompiler
+from .filters import SHARE, FilterCompiler
 from .interfaces import interfaces
 from .listen import Listener, TcpAddress
 from .metrics import Metrics
@@ -66,40 +66,55 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    _allow_files(config)
     async with contextlib.AsyncExitStack() as stack:
-        # First of all, whether this process may capture at all.
-        stack.callback(Promiscuous(config.promiscuous).close)
-        listeners = []
-        for address in config.listen:
-            listener = Listener(address, group=config.listen_group)
-            stack.callback(listener.close)
-            listeners.append(listener)
-        # Ports below 1024 and groups of files may have needed more than that.
-        keep_only_net_raw()
-        filters = FilterCompiler()
-        await _check_exclusions(config.exclude, filters)
-        core = _core(config, listeners, filters)
-        stack.push_async_callback(core.captures.shutdown)
-        runner = web.AppRunner(
-            create_app(core),
-            handler_cancellation=True,
-            shutdown_timeout=_CUT_GRACE_SECONDS,
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        # A filter that leaves out all of the worker's addresses may itself be too much.
-        await filters.compile(
-            "",
-            exclusions=core.exclusion.expressions(interfaces()),
-            link_type=LinkType.LINUX_SLL,
-            snaplen=MAX_SNAPLEN,
-        )
-        servers = await _accept(runner, core, listeners)
-        stack.push_async_callback(_end, core, servers)
-        for listener in listeners:
-            announce(str(listener.address))
-        await _run(core, ending)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_until(ending), name="signals")
+                core = await _start(config, stack, announce)
+                tasks.create_task(_watch(core), name="watch")
+        except* _Shutdown:
+            _log.info("ending")
+
+
+async def _start(
+    config: Config,
+    stack: contextlib.AsyncExitStack,
+    announce: Callable[[str], None],
+) -> Core:
+    """Return a worker that takes requests; ``stack`` ends it, also half-way."""
+    _allow_files(config)
+    # First of all, whether this process may capture at all.
+    stack.callback(Promiscuous(config.promiscuous).close)
+    listeners = []
+    for address in config.listen:
+        listener = Listener(address, group=config.listen_group)
+        stack.callback(listener.close)
+        listeners.append(listener)
+    # Ports below 1024 and groups of files may have needed more than that.
+    keep_only_net_raw()
+    filters = FilterCompiler()
+    await _check_exclusions(config.exclude, filters)
+    core = _core(config, listeners, filters)
+    stack.push_async_callback(core.captures.shutdown)
+    runner = web.AppRunner(
+        create_app(core),
+        handler_cancellation=True,
+        shutdown_timeout=_CUT_GRACE_SECONDS,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    # A filter that leaves out all of the worker's addresses may itself be too much.
+    await filters.compile(
+        "",
+        exclusions=core.exclusion.expressions(interfaces()),
+        link_type=LinkType.LINUX_SLL,
+        snaplen=MAX_SNAPLEN,
+    )
+    servers = await _accept(runner, core, listeners)
+    stack.push_async_callback(_end, core, servers)
+    for listener in listeners:
+        announce(str(listener.address))
+    return core
 
 
 def _core(
@@ -132,15 +147,25 @@ def _core(
 async def _check_exclusions(
     expressions: Sequence[str], filters: FilterCompiler
 ) -> None:
-    for expression in expressions:
-        try:
+    # All at once, but none that has to wait for a place to be compiled.
+    places = asyncio.Semaphore(SHARE)
+    async with asyncio.TaskGroup() as tasks:
+        for expression in expressions:
+            tasks.create_task(_check_exclusion(expression, filters, places))
+
+
+async def _check_exclusion(
+    expression: str, filters: FilterCompiler, places: asyncio.Semaphore
+) -> None:
+    try:
+        async with places:
             await filters.compile(
                 expression, link_type=LinkType.LINUX_SLL, snaplen=MAX_SNAPLEN
             )
-        except FilterError as exc:
-            raise UsageError(
-                f"--exclude {expression!r}: {exc.message}", hint=exc.hint
-            ) from exc
+    except FilterError as exc:
+        raise UsageError(
+            f"--exclude {expression!r}: {exc.message}", hint=exc.hint
+        ) from exc
 
 
 async def _accept(
@@ -172,15 +197,6 @@ def _allow_files(config: Config) -> None:
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-async def _run(core: Core, ending: asyncio.Event) -> None:
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_until(ending), name="signals")
-            tasks.create_task(_watch(core), name="watch")
-    except* _Shutdown:
-        _log.info("ending")
 
 
 async def _until(ending: asyncio.Event) -> None:
