@@ -108,6 +108,8 @@ def test_the_file_may_be_named_by_the_environment(invoke, tmp_path):
         (["--buffer-size", "1kB"], "a buffer of 1kB"),
         (["--max-streams", "0"], "0 is not in the range"),
         (["--listen", "10.0.0.1:1"], "--allow-plaintext"),
+        (["--exclude", ""], "empty --exclude"),
+        (["--listen", ""], "'' is not an address"),
         (["--nosuch"], "No such option"),
         (["argument"], "unexpected extra argument"),
     ],
@@ -125,6 +127,24 @@ def test_an_unknown_key_in_the_file_is_named(invoke, tmp_path):
     result = invoke("--config", str(file))
     assert result.exit_code == 2
     assert "max-steams" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("listen = []", "listen names no address"),
+        ('listen = [""]', "'' is not an address"),
+        ('exclude = [""]', "empty --exclude"),
+        ('buffer-size = ""', "'' is not a size"),
+    ],
+)
+def test_what_is_empty_in_the_file_is_named(invoke, tmp_path, text, words):
+    file = tmp_path / "worker.toml"
+    file.write_text(text)
+    result = invoke("--config", str(file))
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.config is None
 
 
 def test_a_file_that_is_not_there_is_named(invoke, tmp_path):

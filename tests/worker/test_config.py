@@ -34,6 +34,8 @@ def test_it_is_frozen():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"listen": ()}, "listen names no address"),
+        ({"exclude": ("udp", " ")}, "empty --exclude"),
         ({"allow_anonymous": False}, "can read this host's traffic"),
         ({"listen": (parse_address("10.0.0.1:0"),)}, "not encrypted"),
         ({"buffer_size": (1 << 20) - 1}, "a buffer of"),

@@ -135,6 +135,11 @@ class TestTcpListener:
         first.close()
 
 
+def test_a_path_that_is_too_long_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(UsageError, match="too long"):
+        Listener(UnixAddress(path=tmp_path / ("x" * 120)))
+
+
 class TestUnixListener:
     @pytest.fixture
     def path(self, tmp_path):

@@ -35,7 +35,10 @@ def test_it_lasts_until_it_is_closed():
 def test_an_unknown_interface_is_refused_and_the_others_let_go():
     with network(1, prefix="ddump-promisc") as net:
         (host,) = net.hosts
-        with host.entered(), pytest.raises(UsageError, match="'nosuch0' cannot be"):
+        with (
+            host.entered(),
+            pytest.raises(UsageError, match=r"'nosuch0' cannot .*: no inter"),
+        ):
             Promiscuous(["eth0", "nosuch0"])
         assert promiscuity(host) == 0
 

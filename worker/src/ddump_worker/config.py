@@ -50,6 +50,10 @@ class Config:
     max_connections: int = DEFAULT_MAX_CONNECTIONS
 
     def __post_init__(self) -> None:
+        if not self.listen:
+            raise UsageError("listen names no address")
+        if not all(expression.strip() for expression in self.exclude):
+            raise UsageError("an empty --exclude would leave out everything")
         check_access(
             self.listen,
             allow_anonymous=self.allow_anonymous,

@@ -155,7 +155,9 @@ class Listener:
                 found = address.path.stat()
                 self._inode = found.st_dev, found.st_ino
         except OSError as exc:
-            raise UsageError(f"cannot listen on {address}: {exc.strerror}") from exc
+            raise UsageError(
+                f"cannot listen on {address}: {exc.strerror or exc}"
+            ) from exc
 
     def close(self) -> None:
         """Close the socket, and remove its file unless another has taken its place."""

@@ -72,7 +72,7 @@ class Promiscuous:
             )
         except OSError as exc:
             raise UsageError(
-                f"the interface {name!r} cannot be made promiscuous: {exc.strerror}"
+                f"the interface {name!r} cannot be made promiscuous: {exc.strerror or exc}"
             ) from exc
 
     def close(self) -> None:
