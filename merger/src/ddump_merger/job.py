@@ -7,6 +7,7 @@ they are: a merge of files starts in a third of the time.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -63,6 +64,8 @@ def run_job(config: Config) -> ExitCode:
     context = config.tls.context(config.http_targets)
     output = Output(config.output)
     _check_not_input(config, output)
+    # What is imported by now stays: not to be searched for garbage again and again.
+    gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
         return runner.run(_run(config, output, precision, context))
 
