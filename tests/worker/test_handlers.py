@@ -339,6 +339,45 @@ class TestRefusals:
             assert response.status == 400
             assert "body" in (await response.json(content_type=None))["detail"]
 
+    async def test_an_expectation_is_refused_as_all_else_is(self, http):
+        for path in ("/capture", "/metrics"):
+            async with http.get(path, headers={"Expect": "a\tfoo"}) as response:
+                check_headers(response)
+                assert response.status == 417
+                answer = await response.json(content_type="application/problem+json")
+            assert answer["detail"] == "a\\x09foo is not known"
+
+    async def test_a_body_that_waits_for_a_word_is_refused_with_it(self, http):
+        headers = {"Expect": "100-continue", "Content-Length": "5"}
+        async with http.get("/capture", headers=headers, data=b"12345") as response:
+            assert response.status == 400
+
+    @pytest.mark.parametrize(
+        ("target", "status"),
+        [("/api/v1/status", 200), ("/api/v1/interfaces", 200), ("/nosuch", 404)],
+    )
+    async def test_a_client_that_closes_its_side_is_answered(self, url, target, status):
+        head, _, body = (await half_closed(url, target)).partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert json.loads(body)
+
+    async def test_a_client_that_closes_its_side_captures_nothing(self, url, http):
+        for _ in range(5):
+            answer = await half_closed(url, "/capture?filter=udp+port+1")
+            assert not answer.startswith(b"HTTP/1.1 200")
+        await wait_until(lambda: no_streams(http))
+
+    async def test_a_client_that_closes_its_side_and_asks_nothing(self, url):
+        host, port = url.removeprefix("http://").split(":")
+        for words in (b"", b"GET /metr"):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(words)
+            writer.write_eof()
+            async with asyncio.timeout(1):
+                assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+
     @pytest.mark.parametrize(
         "request_",
         [
@@ -363,6 +402,24 @@ class TestRefusals:
         assert b"Ddump-Time: " in head
         assert b"application/problem+json" in head
         assert json.loads(body)["status"] in range(400, 500)
+
+
+async def half_closed(url: str, target: str) -> bytes:
+    """Ask, close the sending side, and return what comes until the worker closes."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write_eof()
+    try:
+        async with asyncio.timeout(2):
+            return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def no_streams(http) -> bool:
+    return not (await status(http))["streams"]
 
 
 async def status(http) -> dict:

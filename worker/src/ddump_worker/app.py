@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from ddump_common.answers import Problem
 from ddump_common.api import (
     CAPTURE_PATH,
     HEALTH_PATH,
@@ -39,12 +41,28 @@ def create_app(core: Core) -> web.Application:
     app = web.Application(middlewares=[_answer_errors])
     app[CORE] = core
     app.on_response_prepare.append(_add_headers)
-    app.router.add_get(CAPTURE_PATH, handlers.capture)
-    app.router.add_get(HEALTH_PATH, handlers.health)
-    app.router.add_get(STATUS_PATH, handlers.status)
-    app.router.add_get(INTERFACES_PATH, handlers.interface_list)
-    app.router.add_get(METRICS_PATH, handlers.metrics)
+    for path, handler in (
+        (CAPTURE_PATH, handlers.capture),
+        (HEALTH_PATH, handlers.health),
+        (STATUS_PATH, handlers.status),
+        (INTERFACES_PATH, handlers.interface_list),
+        (METRICS_PATH, handlers.metrics),
+    ):
+        app.router.add_get(path, handler, expect_handler=_expect)
     return app
+
+
+async def _expect(request: web.Request) -> web.Response | None:
+    # Before any middleware. A body is not taken, so none is asked for with a 100.
+    expected = request.headers[hdrs.EXPECT]
+    if expected.lower() == "100-continue":
+        return None
+    problem = Problem(
+        title="Expectation failed",
+        status=HTTPStatus.EXPECTATION_FAILED,
+        detail=f"{printable(expected)} is not known",
+    )
+    return problem_response(problem)
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -147,7 +147,7 @@ class Connections:
 class Connection(web.RequestHandler):
     """aiohttp's protocol of one connection, with the worker's own rules."""
 
-    __slots__ = ("_admitted", "_connections", "deaf")
+    __slots__ = ("_admitted", "_connections", "deaf", "ended")
 
     def __init__(
         self,
@@ -169,6 +169,8 @@ class Connection(web.RequestHandler):
         self._admitted = False
         self.deaf = False
         """Whether what the client sends is thrown away."""
+        self.ended = False
+        """Whether the client has closed its side, and still waits for an answer."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, or turn the client away."""
@@ -182,6 +184,18 @@ class Connection(web.RequestHandler):
         """Take a part of a request."""
         if self._admitted and not self.deaf:
             super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override] # None there
+        """Answer what was asked, unless that is a capture: that client has left."""
+        self.ended = self._admitted and not self.deaf and self._asks
+        if self.ended:
+            self.close()  # after the answer
+        return self.ended
+
+    @property
+    def _asks(self) -> bool:
+        # aiohttp's task waits for a request, or has one.
+        return bool(self._messages) or self._waiter is None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End; a handler that still runs is cancelled."""

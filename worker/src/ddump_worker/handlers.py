@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ddump_common.answers import Health, InterfaceInfo, Memory, Status, StreamState
 from ddump_common.api import MEDIA_TYPE_PCAP, CaptureQuery
-from ddump_common.errors import DdumpError, ParameterError
+from ddump_common.errors import DdumpError, ParameterError, UsageError
 from ddump_common.pcap import PcapHeader
 from ddump_common.text import printable
 from ddump_common.units import SECONDS
@@ -53,6 +53,11 @@ async def capture(request: web.Request) -> web.StreamResponse:
     """``GET`` and ``HEAD /capture``."""
     if isinstance(request.protocol, Connection):
         request.protocol.deaf = True
+        if request.protocol.ended:
+            raise UsageError(
+                "the client has closed its side of the connection",
+                hint="keep it open for as long as packets are wanted",
+            )
     core = request.app[CORE]
     query = _query(request)
     plan = await core.plan(query, client=request.remote or "")
