@@ -187,15 +187,17 @@ class Connection(web.RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override] # None there
         """Answer what was asked, unless that is a capture: that client has left."""
-        self.ended = self._admitted and not self.deaf and self._asks
+        self.ended = self._admitted and not self.deaf
         if self.ended:
-            self.close()  # after the answer
+            # aiohttp's task then waits for a request, or has one.
+            self._loop.call_soon(self._end)
         return self.ended
 
-    @property
-    def _asks(self) -> bool:
-        # aiohttp's task waits for a request, or has one.
-        return bool(self._messages) or self._waiter is None
+    def _end(self) -> None:
+        if self._messages or self._waiter is None:
+            self.close()  # after the answer
+        elif self.transport is not None:
+            self.transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End; a handler that still runs is cancelled."""
