@@ -89,7 +89,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /api/v1/status``."""
+    """``GET /api/v1/status``; ``ended`` are the last streams that were closed."""
 
     host: str
     version: str
@@ -102,6 +102,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals
     states: dict[str, int]
     streams: list[StreamInfo]
+    ended: list[StreamInfo] = []
 
 
 class InterfaceInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ __all__ = [
     "MEDIA_TYPE_PROBLEM",
     "METRICS_PATH",
     "STATUS_PATH",
+    "STREAM_HEADER",
     "TIME_HEADER",
     "CaptureQuery",
     "Link",
@@ -50,6 +51,9 @@ METRICS_PATH = "/metrics"
 HOST_HEADER = "Ddump-Host"
 TIME_HEADER = "Ddump-Time"
 """Every answer says which host gave it, and when: nanoseconds since the epoch."""
+
+STREAM_HEADER = "Ddump-Stream"
+"""The number that the stream of this answer has in the worker's status."""
 
 MEDIA_TYPE_PCAP = "application/vnd.tcpdump.pcap"
 MEDIA_TYPE_PCAPNG = "application/x-pcapng"

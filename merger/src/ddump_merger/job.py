@@ -95,6 +95,10 @@ async def _run(
             await sink.close()
             if shown is not None:
                 shown.cancel()
+        if not config.quiet and config.http_targets:
+            from .account import settle
+
+            await settle(lanes)
     if not config.quiet:
         for line in summary_lines(lanes, merge):
             say(line)

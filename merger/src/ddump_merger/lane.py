@@ -30,7 +30,8 @@ class Lane:
 
     ``index`` is its number there. ``live`` is whether the clock may move it. ``heard``
     is when bytes last came, by the event loop's clock. ``error`` is why it is missing
-    or was cut short. ``wanted`` is set while the merge waits for a file's next bytes.
+    or was cut short. ``dropped`` is how many of its packets were lost on the worker's
+    host, when that is known. ``wanted`` is set while the merge waits for a file's next bytes.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Lane:
     state: LaneState = LaneState.CONNECTING
     has_header: bool = False
     error: DdumpError | None = None
+    dropped: int | None = None
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

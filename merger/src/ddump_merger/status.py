@@ -11,18 +11,19 @@ import click
 import msgspec
 import uvloop
 
-from ddump_common.answers import Status
-from ddump_common.api import STATUS_PATH
-from ddump_common.errors import DdumpError, ExitCode, RefusedError, UsageError
+from ddump_common.errors import DdumpError, ExitCode, UsageError
 from ddump_common.text import printable
 from ddump_common.units import format_size
 
-from .stream import fetch, open_session
+from .account import fetch_status
+from .stream import open_session
 from .target import HttpTarget
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
+
+    from ddump_common.answers import Status
 
     from .config import TlsFiles
     from .target import Target
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["show_status", "status_lines"]
 
 logger = logging.getLogger(__name__)
-
-# Far above a worker's with all its streams, each with the longest filter.
-_MAX_STATUS_BYTES = 1 << 20
 
 
 def show_status(
@@ -68,13 +66,10 @@ async def _ask(
     answers: dict[str, Status] = {}
 
     async def ask(worker: HttpTarget) -> None:
-        url = worker.api_url(STATUS_PATH)
         try:
-            body = await fetch(
-                worker, url, session,
-                accept="application/json", max_bytes=_MAX_STATUS_BYTES, timeout_ns=timeout_ns,
-            )  # fmt: skip
-            answers[worker.name] = _decode(body)
+            answers[worker.name] = await fetch_status(
+                worker, session, timeout_ns=timeout_ns
+            )
         except DdumpError as exc:
             logger.error("%s: %s", worker.name, exc)  # noqa: TRY400  # no traceback: it is said to a user
 
@@ -82,15 +77,6 @@ async def _ask(
         for worker in workers:
             tasks.create_task(ask(worker), name=f"status {worker.name}")
     return {w.name: answers[w.name] for w in workers if w.name in answers}
-
-
-def _decode(body: bytes) -> Status:
-    try:
-        return msgspec.json.decode(body, type=Status)
-    except msgspec.DecodeError as exc:
-        raise RefusedError(
-            f"the answer is not a worker's status: {exc}", status=200
-        ) from exc
 
 
 def status_lines(answers: dict[str, Status]) -> list[list[str]]:

@@ -22,7 +22,12 @@ import msgspec
 from yarl import URL
 
 from ddump_common.answers import Problem
-from ddump_common.api import MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG, MEDIA_TYPE_PROBLEM
+from ddump_common.api import (
+    MEDIA_TYPE_PCAP,
+    MEDIA_TYPE_PCAPNG,
+    MEDIA_TYPE_PROBLEM,
+    STREAM_HEADER,
+)
 from ddump_common.errors import (
     BrokenStreamError,
     RefusedError,
@@ -105,8 +110,10 @@ class HttpSource:
         *,
         connect_timeout_ns: int,
     ) -> None:
-        self._target = target
-        self._session = session
+        self.target = target
+        self.session = session
+        self.number: int | None = None
+        """What the worker calls this stream in its status."""
         self._connect_timeout_ns = connect_timeout_ns
         self._response: aiohttp.ClientResponse | None = None
 
@@ -119,9 +126,9 @@ class HttpSource:
 
         """
         response = await _get(
-            self._target,
-            self._target.url,
-            self._session,
+            self.target,
+            self.target.url,
+            self.session,
             accept=MEDIA_TYPE_PCAP,
             timeout_ns=self._connect_timeout_ns,
         )
@@ -131,6 +138,7 @@ class HttpSource:
             response.close()
             raise
         self._response = response
+        self.number = _stream_number(response)
         _watch_connection(response)
 
     async def read(self) -> bytes:
@@ -154,7 +162,7 @@ class HttpSource:
         if data:
             return data
         exc = content.exception() or aiohttp.ServerDisconnectedError()
-        reason, hint = _explain(exc, self._target)
+        reason, hint = _explain(exc, self.target)
         raise BrokenStreamError(reason, hint=hint) from exc
 
     def arrived(self) -> bytes:
@@ -174,6 +182,11 @@ class HttpSource:
         if self._response is not None:
             self._response.close()
             self._response = None
+
+
+def _stream_number(response: aiohttp.ClientResponse) -> int | None:
+    number = response.headers.get(STREAM_HEADER, "")
+    return int(number) if re.fullmatch("[0-9]{1,18}", number, re.ASCII) else None
 
 
 def _watch_connection(response: aiohttp.ClientResponse) -> None:

@@ -32,8 +32,7 @@ def exit_code(lanes: Sequence[Lane], *, interrupted: bool) -> ExitCode:
 def summary_lines(lanes: Sequence[Lane], merge: Merge) -> Iterator[str]:
     """Yield a line per target, and one for all when there are several.
 
-    What the kernel of a worker's host dropped is not known to a reader of classic pcap:
-    it shows as ``-``.
+    What a worker's host dropped shows as ``-`` when the worker did not tell it.
     """
     packets_of_all = late_of_all = 0
     for lane in lanes:
@@ -50,7 +49,8 @@ def _counts(lane: Lane, packets: int, late: int, cut: int) -> str:
         return f"not captured: {lane.error}"
     parts = [f"{_count(packets, 'packet')} received"]
     if lane.live:
-        parts.append("- dropped by kernel")
+        dropped = "-" if lane.dropped is None else lane.dropped
+        parts.append(f"{dropped} dropped by kernel")
     parts.append(f"{late} late")
     if cut:
         parts.append(f"{cut} cut to the snapshot length")

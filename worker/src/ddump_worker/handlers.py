@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ddump_common.answers import Health, InterfaceInfo, Memory, Status, StreamState
-from ddump_common.api import MEDIA_TYPE_PCAP, CaptureQuery
+from ddump_common.api import MEDIA_TYPE_PCAP, STREAM_HEADER, CaptureQuery
 from ddump_common.errors import DdumpError, ParameterError, UsageError
 from ddump_common.pcap import PcapHeader
 from ddump_common.text import printable
@@ -112,6 +112,7 @@ async def _stream(
         live = await core.captures.open(query, plan.program)
         stream.run(live)
         response = _response()
+        response.headers[STREAM_HEADER] = str(stream.number)
         end = await _deliver(request, response, stream, live)
     except (asyncio.CancelledError, ConnectionError):
         end = "cut" if core.streams.stopping else "the client left"
@@ -212,6 +213,7 @@ async def status(request: web.Request) -> web.Response:
             totals=core.streams.totals(),
             states=core.streams.states(),
             streams=core.streams.infos(),
+            ended=list(core.streams.ended),
         )
     )
 

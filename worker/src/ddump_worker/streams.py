@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from ddump_common.answers import StreamInfo, StreamState, Totals
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Stream", "Streams"]
 
 _log = logging.getLogger(__name__)
+
+_REMEMBERED = 64
+"""How many ended streams are told of: whoever had one may ask what it lost."""
 
 TRANSITIONS: dict[StreamState, frozenset[StreamState]] = {
     StreamState.OPENING: frozenset({StreamState.RUNNING, StreamState.CLOSED}),
@@ -146,6 +149,8 @@ class Streams:
         """Whether streams are to end, those too that begin from now on."""
         self._empty = asyncio.Event()
         self._empty.set()
+        self.ended: deque[StreamInfo] = deque(maxlen=_REMEMBERED)
+        """The last account of each stream that was closed lately, oldest first."""
         self.refused: Counter[str] = Counter()
         """How many requests were refused, by reason."""
 
@@ -186,6 +191,7 @@ class Streams:
         stream.move(StreamState.CLOSED)
         info = stream.info()
         del self._open[stream.number]
+        self.ended.append(info)
         if not self._open:
             self._empty.set()
         self._ended.update(

@@ -1,0 +1,86 @@
+"""What workers say of themselves, and so of what was lost of our streams.
+
+Classic pcap has no place for the packets that the kernel dropped. A worker numbers its
+streams and remembers the last ones, so its status has the account of ours. One that
+does not answer soon, or is no worker of ours, leaves the number unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ddump_common.answers import Status
+from ddump_common.api import STATUS_PATH
+from ddump_common.errors import PeerError, RefusedError
+from ddump_common.units import SECONDS
+
+from .stream import HttpSource, fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import aiohttp
+
+    from .lane import Lane
+    from .target import HttpTarget
+
+__all__ = ["fetch_status", "settle"]
+
+# Far above a worker's with all its streams, each with the longest filter.
+_MAX_STATUS_BYTES = 1 << 20
+
+# People wait for the account at the end, the more so after an interrupt.
+_PATIENCE_NS = 2 * SECONDS
+
+
+async def fetch_status(
+    target: HttpTarget, session: aiohttp.ClientSession, *, timeout_ns: int
+) -> Status:
+    """Return what a worker says of itself.
+
+    Raises:
+        PeerError: it cannot be had, and why.
+
+    """
+    body = await fetch(
+        target,
+        target.api_url(STATUS_PATH),
+        session,
+        accept="application/json",
+        max_bytes=_MAX_STATUS_BYTES,
+        timeout_ns=timeout_ns,
+    )
+    try:
+        return msgspec.json.decode(body, type=Status)
+    except msgspec.DecodeError as exc:
+        raise RefusedError(
+            f"the answer is not a worker's status: {exc}", status=HTTPStatus.OK
+        ) from exc
+
+
+async def settle(lanes: Sequence[Lane]) -> None:
+    """Ask every worker what was dropped of its stream; set ``dropped`` of its lane.
+
+    Cancelling it leaves the others unknown.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        for lane in lanes:
+            source = lane.source
+            if isinstance(source, HttpSource) and source.number is not None:
+                tasks.create_task(_settle(lane, source), name=f"account {lane.name}")
+
+
+async def _settle(lane: Lane, source: HttpSource) -> None:
+    try:
+        status = await fetch_status(
+            source.target, source.session, timeout_ns=_PATIENCE_NS
+        )
+    except PeerError:
+        return
+    for stream in (*status.streams, *status.ended):
+        if stream.id == source.number:
+            lane.dropped = stream.dropped + stream.interface_dropped
