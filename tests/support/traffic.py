@@ -57,7 +57,12 @@ def write_capture(path: Path, packets: list[bytes]) -> None:
 
 
 def replay(
-    namespace: Host, interface: str, path: Path, *, packets_per_second: int
+    namespace: Host,
+    interface: str,
+    path: Path,
+    *,
+    packets_per_second: int,
+    times: int = 1,
 ) -> subprocess.Popen[bytes]:
     """Start tcpreplay in ``namespace``; it ends by itself when the capture is sent."""
     return subprocess.Popen(
@@ -65,6 +70,7 @@ def replay(
             "tcpreplay",
             "--preload-pcap",
             f"--pps={packets_per_second}",
+            f"--loop={times}",
             f"--intf1={interface}",
             str(path),
         ),

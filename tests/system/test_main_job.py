@@ -6,8 +6,10 @@ import collections
 import contextlib
 import itertools
 import json
+import re
 import signal
 import subprocess
+import threading
 import time
 
 import dpkt
@@ -15,7 +17,7 @@ import pytest
 
 from support import traffic
 from support.namespaces import network
-from support.programs import DDUMP, await_streams, started, worker
+from support.programs import DDUMP, await_streams, started, status, worker
 
 PACKETS = 3000
 RATE = 3000
@@ -278,6 +280,64 @@ def test_a_slow_reader_gets_every_packet_as_it_was(hosts, tmp_path):
     for number, expected in sent.items():
         seed = number.to_bytes(2, "big")
         assert [each for each in payloads(records) if each[:2] == seed] == expected
+
+
+@pytest.mark.live
+@pytest.mark.process
+def test_what_the_kernel_drops_is_said(hosts, tmp_path):
+    net, _ = hosts
+    host = net.hosts[0]
+    frames = traffic.frames(net.client, host, 500, seed=1)
+    path = tmp_path / "sent.pcap"
+    traffic.write_capture(path, frames)
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(
+            worker(f"{host.address}:8476", "--allow-plaintext", "--buffer-size", "1MiB",
+                   host=host)
+        )  # fmt: skip
+        ddump = stack.enter_context(
+            started(
+                net.client.command(DDUMP, "-f", traffic.FILTER, url),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+        with net.client.entered():
+            await_streams([url])
+        # Nobody reads: pipe, queue, sockets and at last the kernel's ring are full.
+        sent = 0
+        while not dropped(net, url):
+            assert sent < 200_000
+            with traffic.replay(
+                net.client, "port1", path, packets_per_second=30_000, times=20
+            ) as sender:
+                assert sender.wait(30) == 0
+            sent += 20 * len(frames)
+        tcpdump = stack.enter_context(
+            started(["tcpdump", "-nlr-"], stdin=ddump.stdout, stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL, text=True)
+        )  # fmt: skip
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda: lines.extend(tcpdump.stdout))
+        reader.start()
+        deadline = time.monotonic() + QUIET_SECONDS
+        while len(lines) + dropped(net, url) < sent:
+            assert time.monotonic() < deadline, (len(lines), dropped(net, url), sent)
+            time.sleep(0.05)
+        ddump.send_signal(signal.SIGINT)
+        summary = ddump.stderr.read().decode()
+        assert ddump.wait(10) == 0
+        reader.join(10)
+    counts = re.search(r"(\d+) packets received, (\d+) dropped by kernel", summary)
+    assert counts, summary
+    assert int(counts[1]) == len(lines)
+    assert int(counts[2]) > 0
+    assert int(counts[1]) + int(counts[2]) == sent
+
+
+def dropped(net, url):
+    with net.client.entered():
+        return sum(stream["dropped"] for stream in status(url)["streams"])
 
 
 @pytest.mark.live

@@ -157,7 +157,7 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
 )
 @click.version_option(__version__, prog_name="ddump-worker")
 def command(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
-    r"""Capture packets on this host and stream them over HTTP.
+    """Capture packets on this host and stream them over HTTP.
 
     \b
         ddump-worker --listen 127.0.0.1:8475 --allow-anonymous
@@ -165,7 +165,7 @@ def command(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
 
     Needs the capability CAP_NET_RAW. Whoever reaches the worker can read this host's
     traffic: it listens on loopback alone, unless told otherwise.
-    """
+    """  # noqa: D301 - click takes a real backspace for "do not wrap this"
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
