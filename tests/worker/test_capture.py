@@ -28,6 +28,8 @@ class Script:
 
     def __init__(self):
         self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
         self._batches: list[bytes] = []
         self.packets = self.data_bytes = 0
         self.more = self.finished = False

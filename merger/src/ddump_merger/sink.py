@@ -73,6 +73,7 @@ class Sink:
         self._awaited = False
         self._ended = False
         self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_writer, False)  # it holds one byte at most
         # A daemon: when the reader hangs, a second interrupt can still end the process.
         self._thread = threading.Thread(target=self._run, name="sink", daemon=True)
         self._thread.start()

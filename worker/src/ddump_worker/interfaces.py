@@ -69,6 +69,8 @@ def interfaces() -> list[Interface]:
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
             netlink.bind((0, 0))
+            # The kernel answers within the call: there is nothing to wait for.
+            netlink.setblocking(False)
             addresses: dict[int, list[Address]] = {}
             for message in _dump(netlink, _RTM_GETADDR, _RTM_NEWADDR, _ADDRESS.size):
                 index, address = _address(message)
