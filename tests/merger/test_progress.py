@@ -73,7 +73,8 @@ def test_the_table_fits_the_terminal(lanes, merge):
     assert len(lines) == 4
 
 
-async def test_it_is_shown_until_it_is_cancelled(lanes, merge):
+async def test_it_is_shown_until_it_is_cancelled(lanes, merge, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     progress = Progress(lanes, merge)
     out = io.StringIO()
     progress._live.console = Console(

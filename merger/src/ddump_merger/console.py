@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -21,8 +21,11 @@ _LONGEST_LINE = 2000
 
 def say(line: str) -> None:
     """Write one line."""
-    with suppress(OSError):
+    try:
         click.echo(printable(line, limit=_LONGEST_LINE), err=True)
+    except OSError:
+        # Once is enough; and what stays in its buffer shall not fail again at the end.
+        sys.stderr = _nobody()
 
 
 def ensure_standard_error() -> None:
@@ -31,4 +34,8 @@ def ensure_standard_error() -> None:
     Else the next file that is opened would get its number, and its lines.
     """
     if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+        sys.stderr = _nobody()
+
+
+def _nobody() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
 import resource
 import signal
@@ -64,10 +65,20 @@ def run_job(config: Config) -> ExitCode:
     context = config.tls.context(config.http_targets)
     output = Output(config.output)
     _check_not_input(config, output)
+    _import_parts(config)
     # What is imported by now stays: not to be searched for garbage again and again.
     gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
         return runner.run(_run(config, output, precision, context))
+
+
+def _import_parts(config: Config) -> None:
+    """Import what this run needs and others do not, before the loop would wait for it."""
+    if config.http_targets:
+        importlib.import_module(".stream", __package__)
+        importlib.import_module(".account", __package__)
+    if _shows_table(config):
+        importlib.import_module(".progress", __package__)
 
 
 async def _run(
@@ -146,11 +157,15 @@ def _file_reader(config: Config) -> FileReader:
 
 
 def _progress(config: Config, lanes: list[Lane], merge: Merge) -> Progress | None:
-    if config.quiet or not sys.stderr.isatty():
+    if not _shows_table(config):
         return None
     from .progress import Progress
 
     return Progress(lanes, merge)
+
+
+def _shows_table(config: Config) -> bool:
+    return not config.quiet and sys.stderr.isatty()
 
 
 def _stop_on_signals(fanin: Fanin, progress: Progress | None) -> None:

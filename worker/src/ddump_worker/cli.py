@@ -19,7 +19,7 @@ from .listen import parse_address
 from .service import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["command", "main"]
 
@@ -173,19 +173,25 @@ def command(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
     )
     try:
         uvloop.run(serve(Config(**options), announce=_announce))
-    except* DdumpError as group:
-        sys.exit(_report(group))
+    except DdumpError as exc:
+        sys.exit(_report((exc,)))
+    except BaseExceptionGroup as group:
+        # Not except*: before Python 3.11.4 that packs what is raised in it.
+        foreseen, unforeseen = group.split(DdumpError)
+        if foreseen is None or unforeseen is not None:
+            raise
+        sys.exit(_report(foreseen.exceptions))
 
 
 def _announce(address: str) -> None:
     click.echo(f"listening on {address}", err=True)
 
 
-def _report(group: BaseExceptionGroup[DdumpError]) -> ExitCode:
+def _report(errors: Iterable[DdumpError | BaseExceptionGroup[DdumpError]]) -> ExitCode:
     worst = ExitCode.OK
-    for error in group.exceptions:
+    for error in errors:
         if isinstance(error, BaseExceptionGroup):
-            worst = max(worst, _report(error))
+            worst = max(worst, _report(error.exceptions))
         else:
             click.echo(f"Error: {error}", err=True)
             worst = max(worst, error.exit_code)

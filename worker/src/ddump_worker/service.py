@@ -48,10 +48,6 @@ _FILES = 256
 _FILES_PER_STREAM = 2
 
 
-class _Shutdown(Exception):  # noqa: N818 - it is no error
-    """Ends the task group: a signal has come."""
-
-
 async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     """Run a worker until SIGTERM or SIGINT.
 
@@ -66,14 +62,22 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_until(ending), name="signals")
-                core = await _start(config, stack, announce)
-                tasks.create_task(_watch(core), name="watch")
-        except* _Shutdown:
-            _log.info("ending")
+    # The group is left without an exception: before Python 3.11.4 one that a task of it
+    # raises leaves this one cancelled, and what follows it could not wait with a timeout.
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        work = tasks.create_task(_work(config, stack, announce), name="work")
+        await ending.wait()
+        _log.info("ending")
+        work.cancel()
+
+
+async def _work(
+    config: Config,
+    stack: contextlib.AsyncExitStack,
+    announce: Callable[[str], None],
+) -> None:
+    """Start, then look after what runs; ended by being cancelled."""
+    await _watch(await _start(config, stack, announce))
 
 
 async def _start(
@@ -197,11 +201,6 @@ def _allow_files(config: Config) -> None:
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-async def _until(ending: asyncio.Event) -> None:
-    await ending.wait()
-    raise _Shutdown
 
 
 async def _watch(core: Core) -> None:
