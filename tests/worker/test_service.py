@@ -136,9 +136,15 @@ class TestClients:
                 )
                 for _ in range(6):
                     await flood(udp, packets=1000)  # 48 MB, more than ring and sockets
-                sent = -1
-                while sent != (sent := (await status(http))["streams"][0]["packets"]):
-                    await asyncio.sleep(0.3)  # until nothing is taken any more
+
+                async def stalled():
+                    """Whether nothing is taken any more."""
+                    (first,) = (await status(http))["streams"]
+                    await asyncio.sleep(0.3)
+                    (second,) = (await status(http))["streams"]
+                    return first["packets"] == second["packets"]
+
+                await wait_until(stalled)
                 before, began = running.cpu_seconds(), time.monotonic()
                 for _ in range(30):
                     udp.send(1)
