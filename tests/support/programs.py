@@ -65,7 +65,9 @@ def worker(listen: str, *options: str, host: Host | None = None) -> Iterator[str
             yield url
         finally:
             process.send_signal(signal.SIGTERM)
-            reader.join(STOP_SECONDS + 2)
+            reader.join(STOP_SECONDS)
+            # A second signal, while it ends, would be the end of it.
+            process.wait(STOP_SECONDS)
     assert "Traceback" not in "".join(said), "".join(said)
     assert process.returncode == 0, "".join(said)
 

@@ -34,6 +34,13 @@ class Worker:
     process: asyncio.subprocess.Process
     urls: list[str]
     said: list[str] = field(default_factory=list)
+    told_to_end: bool = False
+
+    def terminate(self) -> None:
+        """Send SIGTERM, once: another one would cut the end short."""
+        if self.process.returncode is None and not self.told_to_end:
+            self.told_to_end = True
+            self.process.send_signal(signal.SIGTERM)
 
     @property
     def pid(self) -> int:
@@ -147,8 +154,7 @@ async def worker(
 
 async def stop(running: Worker) -> None:
     """End it with SIGTERM, in the time that a worker has for it."""
-    if running.process.returncode is None:
-        running.process.send_signal(signal.SIGTERM)
+    running.terminate()
     async with asyncio.timeout(STOP_SECONDS):
         await running.process.wait()
 

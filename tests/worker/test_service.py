@@ -163,7 +163,7 @@ class TestClients:
                 # It has taken no more than it may: the ring is the kernel's.
                 assert int(running.status_field("RssAnon")) < 100 << 10  # KiB
                 # Every record that comes is whole, and as it was sent.
-                running.process.send_signal(signal.SIGTERM)
+                running.terminate()
                 await check_chunks(reader, stream, udp)
                 writer.close()
 
