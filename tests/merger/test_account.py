@@ -113,3 +113,23 @@ async def test_quiet_asks_nothing():
     async with serving(worker(b"", asked=asked)) as server:
         result = await run("-q", f"web={server.url}/web/")
     assert (result.code, result.err, asked) == (0, "", [])
+
+
+async def test_it_is_asked_when_a_stream_ends_while_the_worker_remembers_it():
+    asked = asyncio.Event()
+
+    async def first(exchange):
+        if "status" in exchange.request.target:
+            asked.set()
+        await worker(status(ended=[stream(7, 3)]))(exchange)
+
+    async def second(exchange):
+        await exchange.begin()
+        await exchange.chunk(CAPTURE)
+        await asked.wait()  # goes on until the account of the first was asked for
+        await exchange.end()
+
+    async with serving(first) as one, serving(second) as other:
+        result = await run(f"a={one.url}/web/", f"b={other.url}")
+    assert result.code == 0
+    assert "a: 1 packet received, 3 dropped by kernel" in result.err

@@ -191,7 +191,14 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"ddump, version {ddump_merger.__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["status", "--help"]])
+def test_help_of_status_has_its_own_exit_codes(capsys):
+    assert main(["status", "--help"]) == 0
+    out = capsys.readouterr().out
+    for line in ("0  all answered", "3  no target answered", "4  a target did not"):
+        assert line in out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"]])
 def test_help_has_the_exit_codes(capsys, words):
     assert main(words) == 0
     out = capsys.readouterr().out

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ddump_common.errors import UnreachableError
 from ddump_merger._merge import Merge
+from ddump_merger.console import say
 from ddump_merger.lane import Lane, LaneState
 from ddump_merger.progress import Progress
 from ddump_merger.target import parse_target
@@ -71,6 +72,24 @@ def test_the_table_fits_the_terminal(lanes, merge):
     lines = drawn(Progress(lanes, merge), height=5).splitlines()
     assert lines[3].split() == ["and", "1", "more"]
     assert len(lines) == 4
+
+
+async def test_what_is_said_meanwhile_stands_above_it(lanes, merge, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Progress(lanes, merge)
+    out = io.StringIO()
+    progress._live.console = Console(
+        file=out, force_terminal=True, width=120, height=20
+    )
+    async with asyncio.TaskGroup() as tasks:
+        shown = tasks.create_task(progress.run())
+        await asyncio.sleep(0)
+        say("ddump: db: connection refused")
+        shown.cancel()
+    lines = out.getvalue().splitlines()
+    assert any(line.endswith("ddump: db: connection refused") for line in lines)
+    # The table is drawn again below it.
+    assert "web1" in out.getvalue().partition("connection refused")[2]
 
 
 async def test_it_is_shown_until_it_is_cancelled(lanes, merge, monkeypatch):

@@ -158,8 +158,8 @@ class CaptureQuery:
         _check_range("snaplen", self.snaplen, MAX_SNAPLEN)
         _check_range("packets", self.packets, _MAX_COUNT)
         _check_range("bytes", self.bytes, _MAX_COUNT)
-        _check_range("duration", self.duration_ns, _MAX_DURATION)
-        _check_range("idle", self.idle_ns, _MAX_DURATION)
+        _check_range("duration", self.duration_ns, _MAX_DURATION, shown=format_duration)
+        _check_range("idle", self.idle_ns, _MAX_DURATION, shown=format_duration)
 
     @classmethod
     def parse(cls, pairs: Iterable[tuple[str, str]]) -> CaptureQuery:
@@ -177,19 +177,16 @@ class CaptureQuery:
                 continue
             if name not in _PARAMETERS:
                 raise ParameterError(
-                    _quoted(name),
+                    _cut(name),
                     "unknown parameter",
-                    hint="an & inside a filter is written %26",
+                    hint=f"there are interface, {', '.join(_PARAMETERS)}; "
+                    "an & inside a filter is written %26",
                 )
             field, read = _PARAMETERS[name]
             if field in fields:
                 raise ParameterError(name, "given more than once")
             try:
                 fields[field] = read(value)
-            except ValueError as exc:
-                raise ParameterError(
-                    name, f"{value!r} is not one of its values"
-                ) from exc
             except UsageError as exc:
                 raise ParameterError(name, exc.message, hint=exc.hint) from exc
         return cls(interfaces=tuple(interfaces), **fields)  # type: ignore[arg-type]
@@ -216,13 +213,18 @@ class CaptureQuery:
         return pairs
 
 
-def _quoted(name: str) -> str:
-    return repr(name if len(name) <= 40 else name[:39] + "…")
+def _cut(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "…"
 
 
-def _check_range(name: str, value: int | None, most: int) -> None:
+def _check_range(
+    name: str, value: int | None, most: int, *, shown: Callable[[int], str] = str
+) -> None:
     if value is not None and not 1 <= value <= most:
-        raise ParameterError(name, f"{value} is out of range, it goes from 1 to {most}")
+        raise ParameterError(
+            name,
+            f"{shown(value)} is out of range, it goes from {shown(1)} to {shown(most)}",
+        )
 
 
 def _count(text: str) -> int:
@@ -235,6 +237,16 @@ def _not_a_number(text: str) -> NoReturn:
     raise UsageError(f"{text!r} is not a whole number")
 
 
+def _one_of(values: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
+    def read(text: str) -> enum.StrEnum:
+        try:
+            return values(text)
+        except ValueError:
+            raise UsageError(f"{text!r} is not one of {', '.join(values)}") from None
+
+    return read
+
+
 _PARAMETERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "filter": ("filter", str),
     "snaplen": ("snaplen", _count),
@@ -242,6 +254,6 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "bytes": ("bytes", _count),
     "duration": ("duration_ns", parse_duration),
     "idle": ("idle_ns", parse_duration),
-    "link": ("link", Link),
-    "precision": ("precision", Precision),
+    "link": ("link", _one_of(Link)),
+    "precision": ("precision", _one_of(Precision)),
 }

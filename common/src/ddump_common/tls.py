@@ -40,8 +40,9 @@ def client_context(
             context.load_cert_chain(cert, key, password="")
         except (OSError, ssl.SSLError, ValueError) as exc:
             files = f"{cert} with {key}" if key else f"{cert}"
+            hint = "" if key else "the private key may be in another file: --key"
             raise UsageError(
-                f"cannot use the certificate {files}: {_reason(exc)}"
+                f"cannot use the certificate {files}: {_reason(exc)}", hint=hint
             ) from exc
     return context
 

@@ -7,7 +7,6 @@ does not answer soon, or is no worker of ours, leaves the number unknown.
 
 from __future__ import annotations
 
-import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,6 @@ from ddump_common.units import SECONDS
 from .stream import HttpSource, fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import aiohttp
 
     from .lane import Lane
@@ -62,19 +59,15 @@ async def fetch_status(
         ) from exc
 
 
-async def settle(lanes: Sequence[Lane]) -> None:
-    """Ask every worker what was dropped of its stream; set ``dropped`` of its lane.
+async def settle(lane: Lane) -> None:
+    """Ask the worker what was dropped of its stream; set ``dropped`` of the lane.
 
-    Cancelling it leaves the others unknown.
+    To be done soon after its end, while the worker remembers it. Cancelling it leaves
+    the number unknown.
     """
-    async with asyncio.TaskGroup() as tasks:
-        for lane in lanes:
-            source = lane.source
-            if isinstance(source, HttpSource) and source.number is not None:
-                tasks.create_task(_settle(lane, source), name=f"account {lane.name}")
-
-
-async def _settle(lane: Lane, source: HttpSource) -> None:
+    source = lane.source
+    if not isinstance(source, HttpSource) or source.number is None:
+        return
     try:
         status = await fetch_status(
             source.target, source.session, timeout_ns=_PATIENCE_NS

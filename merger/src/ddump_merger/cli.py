@@ -44,6 +44,14 @@ Exit status:
 
 "ddump status TARGET..." asks workers for their state: ddump status --help.
 """
+_STATUS_EPILOG = """\b
+Exit status:
+  0  all answered
+  1  failure
+  2  wrong usage
+  3  no target answered
+  4  a target did not answer
+"""
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
@@ -123,7 +131,7 @@ _CONNECTION_OPTIONS = _options(
         help="How long a target may take to answer.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
-    click.option("-v", "--verbose", count=True, help="Say more; twice: everything."),
+    click.option("-v", "--verbose", count=True, help="Say more: also which targets were opened."),
 )  # fmt: skip
 
 
@@ -267,7 +275,7 @@ def merge_command(context: click.Context, /, **_: object) -> ExitCode:
     return run_job(config)
 
 
-@click.command("ddump status", epilog=_EPILOG, context_settings=_CONTEXT)
+@click.command("ddump status", epilog=_STATUS_EPILOG, context_settings=_CONTEXT)
 @_TARGET_OPTIONS
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @_CONNECTION_OPTIONS

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-import click
-
 from ddump_common.text import printable
 
 __all__ = ["ensure_standard_error", "say"]
@@ -22,7 +20,9 @@ _LONGEST_LINE = 2000
 def say(line: str) -> None:
     """Write one line."""
     try:
-        click.echo(printable(line, limit=_LONGEST_LINE), err=True)
+        # To what standard error is now: the live table stands in for it, and below this.
+        sys.stderr.write(printable(line, limit=_LONGEST_LINE) + "\n")
+        sys.stderr.flush()
     except OSError:
         # Once is enough; and what stays in its buffer shall not fail again at the end.
         sys.stderr = _nobody()

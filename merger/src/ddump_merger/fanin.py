@@ -69,13 +69,16 @@ class Fanin:
         sink: Sink,
         header: OutputHeader,
         *,
+        on_end: Callable[[Lane], None] = lambda _: None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """``on_end`` is called for each target that ended by itself."""
         self._config = config
         self._merge = merge
         self._lanes = lanes
         self._sink = sink
         self._header = header
+        self._on_end = on_end
         self._clock_ns = clock_ns
         self._loop = asyncio.get_running_loop()
         self._hold = config.hold_ns / SECONDS
@@ -219,13 +222,15 @@ class Fanin:
         except DdumpError as exc:
             self._fail(lane, exc)
 
-    def _end(self, lane: Lane, _: asyncio.Task[None]) -> None:
+    def _end(self, lane: Lane, reader: asyncio.Task[None]) -> None:
         """Close the source; the merge waits for it no more."""
         with suppress(TruncatedError):  # said already, or our own doing
             self._merge.receive_eof(lane.index)
         lane.source.close()
         lane.state = LaneState.ENDED
         self._wake.set()
+        if not reader.cancelled():
+            self._on_end(lane)
 
     def _fail(self, lane: Lane, error: DdumpError) -> None:
         """Keep the first reason why a target is missing or cut short, and say it."""

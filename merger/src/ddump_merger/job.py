@@ -34,7 +34,7 @@ from .target import HttpTarget
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from .config import Config
     from .progress import Progress
@@ -97,8 +97,17 @@ async def _run(
         header = OutputHeader(
             targets=config.targets, pcapng=config.pcapng, precision=precision
         )
-        fanin = Fanin(config, merge, lanes, sink, header)
+        settle = _settle(config)
         async with asyncio.TaskGroup() as tasks:
+            accounted: set[int] = set()
+
+            def account(lane: Lane) -> None:
+                """Ask what was dropped of the lane, once: at its end or at ours."""
+                if settle is not None and lane.index not in accounted:
+                    accounted.add(lane.index)
+                    tasks.create_task(settle(lane), name=f"account {lane.name}")
+
+            fanin = Fanin(config, merge, lanes, sink, header, on_end=account)
             progress = _progress(config, lanes, merge)
             _stop_on_signals(fanin, progress)
             shown = None if progress is None else tasks.create_task(progress.run())
@@ -106,14 +115,21 @@ async def _run(
             await sink.close()
             if shown is not None:
                 shown.cancel()
-        if not config.quiet and config.http_targets:
-            from .account import settle
-
-            await settle(lanes)
+            for lane in lanes:
+                account(lane)
     if not config.quiet:
         for line in summary_lines(lanes, merge):
             say(line)
     return exit_code(lanes, interrupted=fanin.interrupted)
+
+
+def _settle(config: Config) -> Callable[[Lane], Coroutine[None, None, None]] | None:
+    """Return what asks a worker for its drops, when they will be shown."""
+    if config.quiet or not config.http_targets:
+        return None
+    from .account import settle
+
+    return settle
 
 
 async def _open_lanes(

@@ -19,7 +19,8 @@ __all__ = ["exit_code", "summary_lines"]
 def exit_code(lanes: Sequence[Lane], *, interrupted: bool) -> ExitCode:
     """Return how the run went for its targets.
 
-    Who interrupts before any target was open has asked for nothing that is missing.
+    Who interrupts before any target has answered gets the empty capture that is asked
+    for then; a target that was refused by then is missing all the same.
     """
     failed = [lane for lane in lanes if lane.error is not None]
     if not failed:
@@ -45,8 +46,9 @@ def summary_lines(lanes: Sequence[Lane], merge: Merge) -> Iterator[str]:
 
 
 def _counts(lane: Lane, packets: int, late: int, cut: int) -> str:
-    if lane.error is not None and not lane.has_header:
-        return f"not captured: {lane.error}"
+    if not lane.has_header:
+        reason = "it had not answered" if lane.error is None else lane.error
+        return f"not captured: {reason}"
     parts = [f"{_count(packets, 'packet')} received"]
     if lane.live:
         dropped = "-" if lane.dropped is None else lane.dropped

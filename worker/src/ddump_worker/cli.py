@@ -55,7 +55,7 @@ Each option may also come from the environment, as DDUMP_WORKER_ and its name
 DDUMP_WORKER_EXCLUDE by semicolons), or from the file of --config, under its name.
 
 \b
-Exit status: 0 ended by a signal, 1 failure, 2 usage.
+Exit status: 0 ended by a signal, 1 failure, 2 what was asked for cannot be, such as\nan address that is taken.
 """
 
 
