@@ -14,10 +14,8 @@ runs that case again.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ddump_common.errors import FormatError
 from ddump_merger._merge import Merge
 from support.captures import SLL, SLL2, late_in, parse_blocks, parse_records
+from support.fuzzing import fuzz
 from support.hostile import any_capture, any_split, tampered
 from support.merges import drain
 
@@ -138,28 +137,5 @@ def check(seed):
     check_merge(rng, [any_split(rng, data) for data in inputs], expected)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--seed", type=int, help="run this one case")
-    options = parser.parse_args()
-    if options.seed is not None:
-        check(options.seed)
-        return
-    first = random.SystemRandom().randrange(1 << 48)
-    deadline = time.monotonic() + options.seconds
-    count = 0
-    while time.monotonic() < deadline:
-        try:
-            check(first + count)
-        except BaseException:
-            sys.stderr.write(f"failed: {Path(__file__).name} --seed {first + count}\n")
-            raise
-        count += 1
-    sys.stdout.write(
-        f"merge: {count} cases in {options.seconds:g} s, from seed {first}\n"
-    )
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(check)

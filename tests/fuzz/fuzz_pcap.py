@@ -14,18 +14,19 @@ runs that case again.
 
 from __future__ import annotations
 
-import argparse
 import random
 import socket
 import struct
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ddump_common.errors import FilterError
 from ddump_worker import _pcap
 from ddump_worker.program import UnsupportedLoadError, cook
+from support.fuzzing import fuzz
 
 WORDS = [
     "and",
@@ -206,28 +207,5 @@ def check(seed):
     attach(any_program(rng, code))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--seed", type=int, help="run this one case")
-    options = parser.parse_args()
-    if options.seed is not None:
-        check(options.seed)
-        return
-    first = random.SystemRandom().randrange(1 << 48)
-    deadline = time.monotonic() + options.seconds
-    count = 0
-    while time.monotonic() < deadline:
-        try:
-            check(first + count)
-        except BaseException:
-            sys.stderr.write(f"failed: {Path(__file__).name} --seed {first + count}\n")
-            raise
-        count += 1
-    sys.stdout.write(
-        f"pcap: {count} cases in {options.seconds:g} s, from seed {first}\n"
-    )
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(check)

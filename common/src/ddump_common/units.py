@@ -13,8 +13,6 @@ from decimal import Decimal
 from .errors import UsageError
 
 __all__ = [
-    "GIGABYTES",
-    "KILOBYTES",
     "MEBIBYTES",
     "MICROSECONDS",
     "MILLISECONDS",
@@ -30,10 +28,8 @@ MILLISECONDS = 1_000_000
 SECONDS = 1_000_000_000
 """Nanoseconds in a unit."""
 
-KILOBYTES = 1_000
-GIGABYTES = 1_000_000_000
 MEBIBYTES = 1 << 20
-"""Bytes in a unit."""
+"""Bytes in one."""
 
 _DURATION_UNITS = {
     "": SECONDS,
