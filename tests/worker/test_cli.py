@@ -45,6 +45,12 @@ def test_the_defaults(invoke):
     assert result.config.exclude == ()
 
 
+def test_the_version_names_libpcap_s_as_well(invoke):
+    ours, theirs = invoke("--version").stdout.splitlines()
+    assert ours.startswith("ddump-worker, version ")
+    assert theirs.startswith("libpcap version 1.")
+
+
 def test_all_options(invoke):
     config = invoke(
         "--listen", "0.0.0.0:1", "--listen", "unix:/x", "--listen-group", "daemon",

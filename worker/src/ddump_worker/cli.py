@@ -13,7 +13,7 @@ import uvloop
 from ddump_common.errors import DdumpError, ExitCode, UsageError
 from ddump_common.units import format_size, parse_size
 
-from . import __version__, config
+from . import __version__, _pcap, config
 from .config import Config, read_file
 from .listen import parse_address
 from .service import serve
@@ -155,7 +155,11 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     metavar="N",
     help="The most connections at once.",
 )
-@click.version_option(__version__, prog_name="ddump-worker")
+@click.version_option(
+    __version__,
+    prog_name="ddump-worker",
+    message=f"%(prog)s, version %(version)s\n{_pcap.library_version()}",
+)
 def command(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
     """Capture packets on this host and stream them over HTTP.
 
