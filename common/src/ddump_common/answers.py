@@ -9,8 +9,12 @@ import msgspec
 __all__ = [
     "Health",
     "InterfaceInfo",
+    "IntervalInfo",
     "Memory",
     "Problem",
+    "RingInfo",
+    "SegmentInfo",
+    "Segments",
     "Status",
     "StreamInfo",
     "StreamState",
@@ -54,6 +58,10 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     ``interface_dropped`` by the network interfaces; ``undelivered`` were captured, and
     lost when the stream was cut or its client left. ``buffer_bytes`` is the ring that
     the kernel really granted. Times are nanoseconds since the epoch.
+
+    Of a ``window``, ``dropped`` were lost by the kernel in the segments that it reads,
+    ``skipped`` were recorded and rotated away before it reached them, whatever its
+    filter; it is read up to ``position_ns``.
     """
 
     id: int
@@ -67,6 +75,74 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     interface_dropped: int
     undelivered: int = 0
     buffer_bytes: int
+    window: bool = False
+    skipped: int = 0
+    position_ns: int | None = None
+
+
+class IntervalInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The moments from ``begin_ns`` on that are before ``end_ns``."""
+
+    begin_ns: int
+    end_ns: int
+
+
+class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the ring.
+
+    It holds what came from ``begin_ns`` to ``end_ns`` by the recorder's clock;
+    ``least_ns`` and ``greatest_ns`` are the timestamps in it, none in an empty one.
+    ``bytes`` are those of the file. ``dropped`` packets were lost by the kernel
+    while it was written, ``lost`` as the disk did not take them. A ``growing`` one is
+    being written.
+    """
+
+    name: str
+    begin_ns: int
+    end_ns: int
+    least_ns: int | None = None
+    greatest_ns: int | None = None
+    packets: int
+    bytes: int
+    dropped: int = 0
+    lost: int = 0
+    growing: bool = False
+
+
+class RingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The ring as a whole.
+
+    ``state`` is ``recording``, or why it is not. ``bytes`` are on disk, of which
+    ``limit_bytes`` may be used; ``pinned_bytes`` besides are evicted and still read.
+    ``shortened`` says why the ring is shorter than it was asked to be, if it is.
+    ``adopting`` is whether segments of an earlier run are still being looked through.
+    ``dropped`` and ``lost`` are sums over what the ring holds, as of a segment.
+    """
+
+    state: str
+    link: str
+    segments: int
+    packets: int
+    bytes: int
+    limit_bytes: int
+    pinned_bytes: int
+    pinned_limit_bytes: int
+    dropped: int
+    lost: int
+    coverage: list[IntervalInfo]
+    shortened: str = ""
+    adopting: bool = False
+    windows: int = 0
+    max_windows: int = 0
+
+
+class Segments(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /api/v1/segments``, oldest first."""
+
+    host: str
+    time_ns: int
+    ring: RingInfo | None
+    segments: list[SegmentInfo]
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +179,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     states: dict[str, int]
     streams: list[StreamInfo]
     ended: list[StreamInfo] = []
+    ring: RingInfo | None = None
 
 
 class InterfaceInfo(msgspec.Struct, frozen=True, kw_only=True):

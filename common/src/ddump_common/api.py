@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from .errors import ParameterError, UsageError
 from .pcap import MAX_SNAPLEN, LinkType, Precision
+from .timespec import format_time, parse_time
 from .units import SECONDS, format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ __all__ = [
     "MEDIA_TYPE_PCAPNG",
     "MEDIA_TYPE_PROBLEM",
     "METRICS_PATH",
+    "RING_PATH",
+    "SEGMENTS_PATH",
     "STATUS_PATH",
     "STREAM_HEADER",
     "TIME_HEADER",
+    "WINDOW_HEADER",
     "CaptureQuery",
     "Link",
+    "RingQuery",
     "check_filter",
     "join_filters",
 ]
@@ -43,9 +48,11 @@ __all__ = [
 DEFAULT_PORT = 8475
 
 CAPTURE_PATH = "/capture"
+RING_PATH = "/ring"
 HEALTH_PATH = "/api/v1/health"
 STATUS_PATH = "/api/v1/status"
 INTERFACES_PATH = "/api/v1/interfaces"
+SEGMENTS_PATH = "/api/v1/segments"
 METRICS_PATH = "/metrics"
 
 HOST_HEADER = "Ddump-Host"
@@ -54,6 +61,9 @@ TIME_HEADER = "Ddump-Time"
 
 STREAM_HEADER = "Ddump-Stream"
 """The number that the stream of this answer has in the worker's status."""
+
+WINDOW_HEADER = "Ddump-Window"
+"""What of a window the ring has: see ``ddump_common.window``."""
 
 MEDIA_TYPE_PCAP = "application/vnd.tcpdump.pcap"
 MEDIA_TYPE_PCAPNG = "application/x-pcapng"
@@ -169,6 +179,13 @@ class CaptureQuery:
             ParameterError: one that is unknown, repeated or out of range, by name.
 
         """
+        return cls(**cls._read(pairs, names=("interface", *_PARAMETERS)))  # type: ignore[arg-type]
+
+    @staticmethod
+    def _read(
+        pairs: Iterable[tuple[str, str]], *, names: Iterable[str]
+    ) -> dict[str, object]:
+        """Return the fields that ``pairs`` give; ``names`` are what there is."""
         fields: dict[str, object] = {}
         interfaces: list[str] = []
         for name, value in pairs:
@@ -179,7 +196,7 @@ class CaptureQuery:
                 raise ParameterError(
                     _cut(name),
                     "unknown parameter",
-                    hint=f"there are interface, {', '.join(_PARAMETERS)}; "
+                    hint=f"there are {', '.join(names)}; "
                     "an & inside a filter is written %26",
                 )
             field, read = _PARAMETERS[name]
@@ -189,7 +206,7 @@ class CaptureQuery:
                 fields[field] = read(value)
             except UsageError as exc:
                 raise ParameterError(name, exc.message, hint=exc.hint) from exc
-        return cls(interfaces=tuple(interfaces), **fields)  # type: ignore[arg-type]
+        return {"interfaces": tuple(interfaces), **fields}
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the parameters that differ from the defaults; ``parse`` reads them back."""
@@ -210,6 +227,73 @@ class CaptureQuery:
             pairs.append(("link", self.link.value))
         if self.precision is not Precision.MICRO:
             pairs.append(("precision", self.precision.value))
+        return pairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingQuery(CaptureQuery):
+    """What ``GET /ring`` is asked for.
+
+    The records from ``since_ns`` on (``None``: from the oldest) that are before
+    ``until_ns`` (``None``: up to now); with ``follow`` also those that come later, up
+    to ``until_ns`` if there is one.
+    """
+
+    since_ns: int | None = None
+    until_ns: int | None = None
+    follow: bool = False
+
+    def __post_init__(self) -> None:
+        # Not super(): dataclasses make a class with slots anew, and super() has the old.
+        CaptureQuery.__post_init__(self)
+        if (
+            self.since_ns is not None
+            and self.until_ns is not None
+            and self.since_ns >= self.until_ns
+        ):
+            raise ParameterError("until", "is not after since")
+
+    @classmethod
+    def parse_at(cls, pairs: Iterable[tuple[str, str]], *, now_ns: int) -> RingQuery:
+        """Read the decoded pairs of a query string that came at ``now_ns``.
+
+        ``last`` is ``since`` counted back from now.
+
+        Raises:
+            ParameterError: as ``CaptureQuery.parse``; also a time without a zone, and
+                ``last`` beside ``since``.
+
+        """
+        times: dict[str, str] = {}
+        others: list[tuple[str, str]] = []
+        for name, value in pairs:
+            if name not in _WINDOW_PARAMETERS:
+                others.append((name, value))
+            elif name in times:
+                raise ParameterError(name, "given more than once")
+            else:
+                times[name] = value
+        names = (*_WINDOW_PARAMETERS, "interface", *_PARAMETERS)
+        fields = cls._read(others, names=names)
+        if "last" in times and "since" in times:
+            raise ParameterError("last", "since is given as well")
+        for name, value in times.items():
+            field, read = _WINDOW_PARAMETERS[name]
+            try:
+                fields[field] = read(value, now_ns)
+            except UsageError as exc:
+                raise ParameterError(name, exc.message, hint=exc.hint) from exc
+        return cls(**fields)  # type: ignore[arg-type]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the parameters that differ from the defaults; ``parse_at`` reads them."""
+        pairs = CaptureQuery.pairs(self)
+        if self.since_ns is not None:
+            pairs.append(("since", format_time(self.since_ns)))
+        if self.until_ns is not None:
+            pairs.append(("until", format_time(self.until_ns)))
+        if self.follow:
+            pairs.append(("follow", "1"))
         return pairs
 
 
@@ -256,4 +340,28 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "idle": ("idle_ns", parse_duration),
     "link": ("link", _one_of(Link)),
     "precision": ("precision", _one_of(Precision)),
+}
+
+
+def _time(text: str, now_ns: int) -> int:
+    # A time without a zone is local to whoever asks, and this is not the place.
+    return parse_time(text, now_ns=now_ns, zone=None)
+
+
+def _last(text: str, now_ns: int) -> int:
+    return max(now_ns - parse_duration(text), 0)
+
+
+def _flag(text: str, _: int) -> bool:
+    values = {"": True, "1": True, "true": True, "0": False, "false": False}
+    if text not in values:
+        raise UsageError(f"{text!r} is not one of 1, true, 0, false")
+    return values[text]
+
+
+_WINDOW_PARAMETERS: dict[str, tuple[str, Callable[[str, int], object]]] = {
+    "since": ("since_ns", _time),
+    "until": ("until_ns", _time),
+    "last": ("since_ns", _last),
+    "follow": ("follow", _flag),
 }
