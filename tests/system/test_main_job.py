@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import json
 import re
 import signal
@@ -12,11 +11,11 @@ import subprocess
 import threading
 import time
 
-import dpkt
 import pytest
 
 from support import traffic
 from support.namespaces import network
+from support.oracles import oracle, payloads, read, replay_everywhere
 from support.programs import DDUMP, await_streams, started, status, worker
 
 PACKETS = 3000
@@ -38,88 +37,6 @@ def hosts():
         yield net, urls
 
 
-@contextlib.contextmanager
-def oracle(host, path):
-    """Record the same packets with tcpdump, started after the worker's capture."""
-    command = host.command(
-        "tcpdump", "-Z", "root", "-U", "-i", "any", "-y", "LINUX_SLL", "-B", "32768",
-        "--time-stamp-precision", "nano", "-w", str(path), traffic.FILTER,
-    )  # fmt: skip
-    with started(command, stderr=subprocess.PIPE, text=True) as process:
-        assert (
-            "listening on any"
-            in "".join(
-                itertools.takewhile(
-                    lambda line: "listening" not in line,
-                    iter(process.stderr.readline, ""),
-                )
-            )
-            or process.poll() is None
-        )
-        yield
-        await_records(path, PACKETS)
-        process.send_signal(signal.SIGINT)
-        process.wait(QUIET_SECONDS)
-
-
-def await_records(path, count):
-    """Wait until a growing capture holds ``count`` records."""
-    deadline = time.monotonic() + QUIET_SECONDS
-    while len(read(path)) < count:
-        assert time.monotonic() < deadline, f"{path}: {len(read(path))} of {count}"
-        time.sleep(0.05)
-
-
-def read(path):
-    """Return [(timestamp in ns, wire length, bytes)] of a nanosecond SLL capture."""
-    data = path.read_bytes()
-    if len(data) < 24:
-        return []
-    header = dpkt.pcap.LEFileHdr(data)
-    assert header.magic == 0xA1B23C4D
-    assert header.linktype == dpkt.pcap.DLT_LINUX_SLL
-    records, offset = [], 24
-    while offset + 16 <= len(data):
-        record = dpkt.pcap.LEPktHdr(data[offset:])
-        if offset + 16 + record.caplen > len(data):
-            break
-        records.append(
-            (
-                record.tv_sec * 10**9 + record.tv_usec,
-                record.len,
-                data[offset + 16 : offset + 16 + record.caplen],
-            )
-        )
-        offset += 16 + record.caplen
-    return records
-
-
-def replay_everywhere(net, tmp_path):
-    """Send known packets to every host at once, from the bridge's ports."""
-    with contextlib.ExitStack() as stack:
-        senders = []
-        for number, host in enumerate(net.hosts, start=1):
-            path = tmp_path / f"sent{number}.pcap"
-            traffic.write_capture(
-                path, traffic.frames(net.client, host, PACKETS, seed=number)
-            )
-            senders.append(
-                stack.enter_context(
-                    traffic.replay(
-                        net.client, f"port{number}", path, packets_per_second=RATE
-                    )
-                )
-            )
-        for sender in senders:
-            _, complaint = sender.communicate(timeout=30)
-            assert sender.returncode == 0, complaint
-
-
-def payloads(records):
-    """Return what tells one sent packet from another, in order of arrival."""
-    return [data[16 + 20 + 8 :] for _, _, data in records]
-
-
 @pytest.mark.live
 @pytest.mark.process
 def test_three_hosts_merge_as_mergecap_does(hosts, tmp_path):
@@ -135,8 +52,8 @@ def test_three_hosts_merge_as_mergecap_does(hosts, tmp_path):
             await_streams(urls)
         with contextlib.ExitStack() as stack:
             for host, path in zip(net.hosts, oracles, strict=True):
-                stack.enter_context(oracle(host, path))
-            replay_everywhere(net, tmp_path)
+                stack.enter_context(oracle(host, path, packets=PACKETS))
+            replay_everywhere(net, tmp_path, packets=PACKETS, packets_per_second=RATE)
         summary = ddump.communicate(timeout=30)[1]
         assert ddump.returncode == 0, summary
 
@@ -181,7 +98,7 @@ def test_into_tcpdump_through_a_pipe(hosts, tmp_path):
     ):
         with net.client.entered():
             await_streams(urls)
-        replay_everywhere(net, tmp_path)
+        replay_everywhere(net, tmp_path, packets=PACKETS, packets_per_second=RATE)
         told, complaints = tcpdump.communicate(timeout=30)
         assert ddump.wait(5) == 0
     assert "link-type LINUX_SLL" in complaints
@@ -201,7 +118,7 @@ def test_pcapng_says_which_host_saw_each_packet(hosts, tmp_path):
     with started(command) as ddump:
         with net.client.entered():
             await_streams(urls)
-        replay_everywhere(net, tmp_path)
+        replay_everywhere(net, tmp_path, packets=PACKETS, packets_per_second=RATE)
         assert ddump.wait(30) == 0
     fields = subprocess.run(
         ["tshark", "-nr", output, "-T", "fields", "-e", "frame.interface_name",
