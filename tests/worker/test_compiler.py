@@ -52,6 +52,20 @@ def test_link_type_and_snaplen_are_arguments():
     assert done.stdout == expected("udp", link_type=276, snaplen=100)
 
 
+@pytest.mark.parametrize("expression", ["udp", "link[4:2] = 6", "inbound", "greater 9"])
+def test_for_stored_packets_it_is_what_libpcap_made(expression):
+    done = helper(expression.encode() + b"\0", "113", "262144", "stored")
+    code = compile_filter(expression, link_type=113, snaplen=262144)
+    assert done.stdout == b"+" + code
+
+
+@pytest.mark.parametrize(("link_type", "outcome"), [("113", b"-"), ("276", b"+")])
+def test_stored_packets_tell_their_interface_where_it_was_stored(link_type, outcome):
+    answer = helper(b"ifindex 1\0", link_type, "262144", "stored").stdout
+    assert answer.startswith(outcome)
+    assert (b"needs a ring of sll2" in answer) == (outcome == b"-")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -47,6 +47,15 @@ async def test_a_filter_is_joined_with_all_exclusions():
     assert not children()
 
 
+async def test_a_filter_for_stored_packets_is_as_libpcap_made_it():
+    code = await FilterCompiler().compile(
+        "udp", exclusions=["ifindex 3"], stored=True,
+        link_type=LinkType.LINUX_SLL2, snaplen=100,
+    )  # fmt: skip
+    joined = "(udp) and ((ifindex 3))"
+    assert code == compile_filter(joined, link_type=276, snaplen=100)
+
+
 async def test_an_empty_filter_matches_all():
     assert await FilterCompiler().compile("", **OPTIONS) == program("")
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from ddump_worker import _pcap
-from ddump_worker.program import INSTRUCTION, UnsupportedLoadError, cook
+from ddump_worker.program import INSTRUCTION, UnsupportedLoadError, cook, reads_kernel
 from support.programs import started
 
 AD = 0xFFFFF000
@@ -162,3 +162,16 @@ def test_other_instructions_stay_as_they_are():
         ]
     )
     assert cook(code, link_type=113, snaplen=100) == code
+
+
+@pytest.mark.parametrize(
+    ("expression", "link_type", "expected"),
+    [
+        ("ifindex 1", 113, True),
+        ("ifindex 1", 276, False),
+        ("udp port 5 or greater 99", 113, False),
+        ("inbound", 113, False),
+    ],
+)
+def test_what_only_the_kernel_knows_is_told(expression, link_type, expected):
+    assert reads_kernel(compiled(expression, link_type)) is expected

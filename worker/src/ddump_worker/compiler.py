@@ -3,8 +3,9 @@
 libpcap's compiler can take minutes, and looks names up; a process can be limited and
 killed. It reads two expressions from stdin with a NUL between them, the user's and
 the worker's own, and writes one byte of outcome to stdout and what belongs to it:
-``+`` and the program that the kernel shall run, ``-`` and why there is none for the
-user's, or ``!`` and why there is none for the worker's own.
+``+`` and the program, ``-`` and why there is none for the user's, or ``!`` and why
+there is none for the worker's own. The program is one for the kernel, or with the
+argument ``stored`` one for packets in a capture file.
 
 It imports nothing that takes long: every capture waits for it to start.
 """
@@ -20,7 +21,7 @@ import sys
 from ddump_common.errors import FilterError
 
 from . import _pcap
-from .program import UnsupportedLoadError, cook
+from .program import UnsupportedLoadError, cook, reads_kernel
 
 __all__ = [
     "COMPILED",
@@ -28,6 +29,7 @@ __all__ = [
     "EXCLUSIONS_REFUSED",
     "REFUSED",
     "SEPARATOR",
+    "STORED",
     "WALL_SECONDS",
     "main",
 ]
@@ -36,6 +38,7 @@ COMPILED = b"+"
 REFUSED = b"-"
 EXCLUSIONS_REFUSED = b"!"
 SEPARATOR = b"\0"
+STORED = "stored"
 
 # 300 ports took libpcap's optimizer 5.6 s, a name without a resolver 10 s.
 CPU_SECONDS = 2
@@ -58,16 +61,24 @@ def _limit() -> None:
     signal.alarm(WALL_SECONDS + 1)
 
 
-def _program(expression: str, link_type: int, snaplen: int) -> bytes:
+def _program(expression: str, link_type: int, snaplen: int, *, stored: bool) -> bytes:
     code = _pcap.compile_filter(expression, link_type=link_type, snaplen=snaplen)
-    cooked = cook(code, link_type=link_type, snaplen=snaplen)
+    if not stored:
+        code = cook(code, link_type=link_type, snaplen=snaplen)
+    elif reads_kernel(code):
+        raise FilterError(
+            "stored packets do not tell what this filters by (ifindex needs a ring of "
+            "sll2)"
+        )
     # The kernel checks a program for any socket alike, and needs no privilege here.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        _pcap.attach_program(probe.fileno(), cooked)
-    return cooked
+        _pcap.attach_program(probe.fileno(), code)
+    return code
 
 
-def _answer(text: bytes, link_type: int, snaplen: int) -> bytes:
+def _answer(
+    text: bytes, link_type: int, snaplen: int, *, stored: bool = False
+) -> bytes:
     expression, _, exclusions = (part.decode() for part in text.partition(SEPARATOR))
     try:
         # Alone first: "a) or (b" must not compile as parentheses are put around it.
@@ -75,11 +86,13 @@ def _answer(text: bytes, link_type: int, snaplen: int) -> bytes:
             expression, link_type=link_type, snaplen=snaplen, optimize=False
         )
         parts = [f"({part})" for part in (expression, exclusions) if part.strip()]
-        return COMPILED + _program(" and ".join(parts), link_type, snaplen)
+        code = _program(" and ".join(parts), link_type, snaplen, stored=stored)
     except _REFUSALS as exc:
         refused = REFUSED + _words(exc)
+    else:
+        return COMPILED + code
     try:
-        _program(exclusions, link_type, snaplen)
+        _program(exclusions, link_type, snaplen, stored=stored)
     except _REFUSALS as exc:
         refused = EXCLUSIONS_REFUSED + _words(exc)
     return refused
@@ -96,7 +109,9 @@ def _words(refusal: Exception) -> bytes:
 
 
 def main() -> None:
-    """Compile what stdin holds; the arguments are link type and snaplen."""
+    """Compile what stdin holds; the arguments are link type, snaplen, and ``stored``."""
     _limit()
     link_type, snaplen = (int(word) for word in sys.argv[1:3])
-    sys.stdout.buffer.write(_answer(sys.stdin.buffer.read(), link_type, snaplen))
+    text = sys.stdin.buffer.read()
+    answer = _answer(text, link_type, snaplen, stored=STORED in sys.argv[3:])
+    sys.stdout.buffer.write(answer)

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from ddump_common.errors import CaptureError, FilterError
 from ddump_common.text import printable
 
-from .compiler import COMPILED, EXCLUSIONS_REFUSED, SEPARATOR, WALL_SECONDS
+from .compiler import COMPILED, EXCLUSIONS_REFUSED, SEPARATOR, STORED, WALL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -77,8 +77,9 @@ class FilterCompiler:
         link_type: LinkType,
         snaplen: int,
         client: str = "",
+        stored: bool = False,
     ) -> bytes:
-        """Return the program that the kernel shall run.
+        """Return the program that the kernel shall run, or one for stored packets.
 
         It accepts what matches ``expression`` (an empty one matches all) and each of
         ``exclusions``. ``client`` is whose share this takes. Within ``WALL_SECONDS``
@@ -94,7 +95,7 @@ class FilterCompiler:
         deadline = asyncio.get_running_loop().time() + WALL_SECONDS
         async with (
             self._place(expression, client),
-            _helper(link_type, snaplen) as process,
+            _helper(link_type, snaplen, stored=stored) as process,
         ):
             try:
                 async with asyncio.timeout_at(deadline):
@@ -146,7 +147,7 @@ def _joined(exclusions: Sequence[str]) -> str:
 
 @contextlib.asynccontextmanager
 async def _helper(
-    link_type: LinkType, snaplen: int
+    link_type: LinkType, snaplen: int, *, stored: bool
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     try:
         process = await asyncio.create_subprocess_exec(
@@ -154,6 +155,7 @@ async def _helper(
             *_COMMAND,
             str(int(link_type)),
             str(snaplen),
+            *((STORED,) if stored else ()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

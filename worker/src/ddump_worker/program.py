@@ -6,13 +6,16 @@ it, so offsets move, and loads of the header's fields become loads of the kernel
 data about the packet. This is what ``pcap_setfilter`` does inside, for the same
 layout; done here, it can be checked before any handle is open, and the kernel cuts
 packets to the snaplen before they take room in the ring.
+
+Packets that are stored have their cooked header, and what libpcap compiled runs on
+them as it is, unless it asks for what only the kernel knows.
 """
 
 from __future__ import annotations
 
 import struct
 
-__all__ = ["INSTRUCTION", "UnsupportedLoadError", "cook"]
+__all__ = ["INSTRUCTION", "UnsupportedLoadError", "cook", "reads_kernel"]
 
 INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 
@@ -73,6 +76,14 @@ def cook(code: bytes, *, link_type: int, snaplen: int) -> bytes:
             k = _moved(k, operation, length, fields)
         cooked += INSTRUCTION.pack(operation, jt, jf, k)
     return bytes(cooked)
+
+
+def reads_kernel(code: bytes) -> bool:
+    """Return whether a program loads what only the kernel knows of a packet."""
+    return any(
+        operation & _CLASS == _LD and operation & _MODE == _ABS and k >= _AD_OFF
+        for operation, _, _, k in INSTRUCTION.iter_unpack(code)
+    )
 
 
 def _moved(
