@@ -77,7 +77,14 @@ def test_sizes_read_back_to_three_digits(size):
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0B"), (64 << 20, "64MiB"), (1_230_000_000, "1.23GB"), (999_999, "1000kB")],
+    [
+        (0, "0B"),
+        (64 << 20, "64MiB"),
+        (64_000_000, "64MB"),
+        (2_000_000_000, "2GB"),
+        (1_230_000_000, "1.23GB"),
+        (999_999, "1000kB"),
+    ],
 )
 def test_sizes_as_people_write_them(size, text):
     assert format_size(size) == text

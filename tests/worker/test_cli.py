@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
+from ddump_common.api import Link
 from ddump_common.errors import CaptureError, PrivilegeError, UsageError
 from ddump_worker import cli
+from ddump_worker.share import Share
 from support.workers import run, worker
 
 
@@ -67,6 +69,73 @@ def test_all_options(invoke):
     assert (config.max_streams, config.max_connections) == (3, 4)
 
 
+def test_all_options_of_the_ring(invoke, tmp_path):
+    config = invoke(
+        "--ring-dir", str(tmp_path), "--ring-size", "10GB", "--segment-size", "100MB",
+        "--ring-reserve", "2GB,7%", "--ring-pinned", "300MB", "--ring-link", "sll2",
+        "--ring-interface", "eth0", "--ring-interface", "eth1", "--ring-filter", "udp",
+        "--ring-snaplen", "128", "--ring-buffer-size", "8MiB", "--max-windows", "5",
+    ).config  # fmt: skip
+    assert config.ring_dir == tmp_path
+    assert (config.ring_size, config.segment_size) == (10**10, 10**8)
+    assert (str(config.ring_reserve), str(config.ring_pinned)) == ("2GB,7%", "300MB")
+    assert (config.ring_link, config.ring_filter) == (Link.SLL2, "udp")
+    assert config.ring_interface == ("eth0", "eth1")
+    assert (config.ring_snaplen, config.ring_buffer_size) == (128, 8 << 20)
+    assert config.max_windows == 5
+
+
+def test_the_ring_by_the_file_and_the_environment(invoke, tmp_path):
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        f'ring-dir = "{tmp_path}"\nring-size = 5000000000\nring-reserve = "3%"\n'
+        'ring-interface = ["a", "b"]\nring-link = "sll2"\nring-snaplen = 99\n'
+    )
+    config = invoke(
+        "--config", str(file), env={"DDUMP_WORKER_RING_SIZE": "6GB"}
+    ).config  # fmt: skip
+    assert (config.ring_dir, config.ring_size) == (tmp_path, 6 * 10**9)
+    assert config.ring_reserve == Share(percent=3)
+    assert (config.ring_interface, config.ring_link) == (("a", "b"), Link.SLL2)
+    assert config.ring_snaplen == 99
+
+
+RING_OPTIONS = {
+    "--ring-size": "1GB",
+    "--segment-size": "1MB",
+    "--ring-reserve": "1%",
+    "--ring-pinned": "1%",
+    "--ring-link": "sll",
+    "--ring-interface": "lo",
+    "--ring-filter": "udp",
+    "--ring-snaplen": "99",
+    "--ring-buffer-size": "4MiB",
+    "--max-windows": "3",
+}
+
+
+@pytest.mark.parametrize(("option", "value"), RING_OPTIONS.items())
+def test_without_a_directory_there_is_no_ring_to_speak_of(invoke, option, value):
+    words = f"{option}: there is no ring without --ring-dir"
+    result = invoke(option, value)
+    assert (result.exit_code, result.config) == (2, None)
+    assert words in result.stderr
+    name = "DDUMP_WORKER_" + option.removeprefix("--").replace("-", "_").upper()
+    result = invoke(env={name: value})
+    assert (result.exit_code, result.config) == (2, None)
+    assert words in result.stderr
+
+
+def test_each_option_of_the_ring_is_tested():
+    names = {option for each in cli.command.params for option in each.opts}
+    assert {
+        name for name in names if "ring" in name or "segm" in name or "wind" in name
+    } == {
+        *RING_OPTIONS,
+        "--ring-dir",
+    }
+
+
 def test_the_environment(invoke):
     config = invoke(
         env={
@@ -115,6 +184,11 @@ def test_the_file_may_be_named_by_the_environment(invoke, tmp_path):
         (["--max-streams", "0"], "0 is not in the range"),
         (["--listen", "10.0.0.1:1"], "--allow-plaintext"),
         (["--exclude", ""], "empty --exclude"),
+        (["--ring-dir", ""], "'' is not a directory"),
+        (["--ring-dir", "/x", "--ring-size", "100MB"], "no room for two segments"),
+        (["--ring-dir", "/x", "--ring-pinned", "some"], "for example 1GB, 5%"),
+        (["--ring-dir", "/x", "--ring-link", "ethernet"], "not one of sll, sll2"),
+        (["--ring-dir", "/x", "--ring-snaplen", "0"], "0 is not in the range"),
         (["--listen", ""], "'' is not an address"),
         (["--nosuch"], "No such option"),
         (["argument"], "unexpected extra argument"),

@@ -26,6 +26,15 @@ def test_the_defaults_are_valid():
     assert (config_.max_streams, config_.max_connections) == (8, 512)
 
 
+def test_the_defaults_of_the_ring():
+    config_ = made()
+    assert config_.ring_dir is None
+    assert (config_.ring_size, config_.segment_size) == (2 * 10**9, 64 * 10**6)
+    assert (str(config_.ring_reserve), str(config_.ring_pinned)) == ("1GB,5%", "20%")
+    assert (config_.ring_link, config_.ring_snaplen) == ("sll", 262144)
+    assert (config_.ring_buffer_size, config_.max_windows) == (32 << 20, 64)
+
+
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         made().max_streams = 9
@@ -41,6 +50,10 @@ def test_it_is_frozen():
         ({"buffer_size": (1 << 20) - 1}, "a buffer of"),
         ({"buffer_size": 1 << 31}, "a buffer of"),
         ({"buffer_size": 2 << 20, "capture_memory": 1 << 20}, "less than one buffer"),
+        ({"ring_buffer_size": 1}, "a buffer of 1B .*--ring-buffer-size goes from"),
+        ({"segment_size": 999_999}, "--segment-size is at least 1MB"),
+        ({"ring_size": 127_000_001}, "no room for two segments of 64MB"),
+        ({"ring_filter": "a\0b"}, "--ring-filter holds a NUL"),
     ],
 )
 def test_what_cannot_be_is_refused(options, words):

@@ -58,6 +58,7 @@ _SIZE_UNITS = {
     "gib": 1 << 30,
     "tib": 1 << 40,
 }
+_DECIMAL_UNITS = ((1000**4, "TB"), (1000**3, "GB"), (1000**2, "MB"), (1000, "kB"))
 _TERM = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([a-zµ]*)", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([a-zA-Z]{0,3})", re.ASCII)
 _LONGEST = 366 * 86400 * SECONDS
@@ -123,10 +124,13 @@ def format_duration(nanoseconds: int) -> str:
 
 def format_size(size: int) -> str:
     """Return ``size`` bytes to three digits or exactly: ``64MiB``, ``1.23GB``."""
+    for unit, name in _DECIMAL_UNITS:
+        if size % unit == 0 and 1 <= size // unit < 1000:
+            return f"{size // unit}{name}"
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit and size % unit == 0:
             return f"{size // unit}{name}"
-    for unit, name in ((1000**4, "TB"), (1000**3, "GB"), (1000**2, "MB"), (1000, "kB")):
+    for unit, name in _DECIMAL_UNITS:
         if size >= unit:
             return (
                 f"{size / unit:.3g}{name}"

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import uvloop
+from click.core import ParameterSource
 
+from ddump_common.api import Link
 from ddump_common.errors import DdumpError, ExitCode, UsageError
+from ddump_common.pcap import MAX_SNAPLEN
 from ddump_common.units import format_size, parse_size
 
 from . import __version__, _pcap, config
 from .config import Config, read_file
 from .listen import parse_address
 from .service import serve
+from .share import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,8 +51,25 @@ class _Expression(click.ParamType[str]):
     envvar_list_splitter = ";"
 
 
+def _link(text: str) -> Link:
+    try:
+        return Link(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not one of {', '.join(Link)}") from None
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        raise UsageError("'' is not a directory")
+    return Path(text)
+
+
 _ADDRESS = _Parsed("address", parse_address)
 _SIZE = _Parsed("size", parse_size)
+_SHARE = _Parsed("share", Share.parse)
+_LINK = _Parsed("link", _link)
+_DIRECTORY = _Parsed("directory", _directory)
+_OF_THE_RING = ("ring_", "segment_", "max_windows")
 _EPILOG = """\
 Each option may also come from the environment, as DDUMP_WORKER_ and its name
 (DDUMP_WORKER_LISTEN; several values are separated by spaces, those of
@@ -155,21 +176,109 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     metavar="N",
     help="The most connections at once.",
 )
+@click.option(
+    "--ring-dir",
+    type=_DIRECTORY,
+    metavar="DIR",
+    help="Record all that is captured into a ring of files in this directory.",
+)
+@click.option(
+    "--ring-size",
+    type=_SIZE,
+    default=format_size(config.DEFAULT_RING_SIZE),
+    show_default=True,
+    metavar="SIZE",
+    help="The most that the ring may take on disk.",
+)
+@click.option(
+    "--segment-size",
+    type=_SIZE,
+    default=format_size(config.DEFAULT_SEGMENT_SIZE),
+    show_default=True,
+    metavar="SIZE",
+    help="Size of each file of the ring; the oldest goes as a whole.",
+)
+@click.option(
+    "--ring-reserve",
+    type=_SHARE,
+    default=str(config.DEFAULT_RING_RESERVE),
+    show_default=True,
+    metavar="SIZE,PERCENT%",
+    help="Space of the file system that the ring leaves free: the greater of both; or "
+    "only one of them.",
+)
+@click.option(
+    "--ring-pinned",
+    type=_SHARE,
+    default=str(config.DEFAULT_RING_PINNED),
+    show_default=True,
+    metavar="SIZE|PERCENT%",
+    help="The most that may stay on disk beside the ring, of what is still being read.",
+)
+@click.option(
+    "--ring-link",
+    type=_LINK,
+    default=Link.SLL.value,
+    show_default=True,
+    metavar="sll|sll2",
+    help="Link type of the ring; sll2 keeps each packet's interface, sll VLAN tags.",
+)
+@click.option(
+    "--ring-interface",
+    multiple=True,
+    metavar="IFACE",
+    help="Record only this interface; repeatable.",
+)
+@click.option(
+    "--ring-filter", default="", metavar="BPF", help="Record only what matches."
+)
+@click.option(
+    "--ring-snaplen",
+    type=click.IntRange(1, MAX_SNAPLEN),
+    default=MAX_SNAPLEN,
+    show_default=True,
+    metavar="N",
+    help="Bytes recorded of each packet.",
+)
+@click.option(
+    "--ring-buffer-size",
+    type=_SIZE,
+    default=format_size(config.DEFAULT_BUFFER_SIZE),
+    show_default=True,
+    metavar="SIZE",
+    help="Kernel memory for the recorder, beside --capture-memory.",
+)
+@click.option(
+    "--max-windows",
+    type=click.IntRange(1, 4096),
+    default=config.DEFAULT_MAX_WINDOWS,
+    show_default=True,
+    metavar="N",
+    help="The most that may read from the ring at once.",
+)
 @click.version_option(
     __version__,
     prog_name="ddump-worker",
     message=f"%(prog)s, version %(version)s\n{_pcap.library_version()}",
 )
-def command(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - what click has parsed
     """Capture packets on this host and stream them over HTTP.
 
     \b
         ddump-worker --listen 127.0.0.1:8475 --allow-anonymous
         curl -sN 'http://127.0.0.1:8475/capture?filter=icmp' | tcpdump -nr-
 
+    With a ring it also remembers the last minutes:
+
+    \b
+        ddump-worker --ring-dir /var/lib/ddump/ring --ring-size 2GB --allow-anonymous
+        curl -s 'http://127.0.0.1:8475/ring?last=5m' | tcpdump -nr-
+
     Needs the capability CAP_NET_RAW. Whoever reaches the worker can read this host's
     traffic: it listens on loopback alone, unless told otherwise.
     """  # noqa: D301 - click takes a real backspace for "do not wrap this"
+    _check_ring_options(ctx)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
@@ -185,6 +294,18 @@ def command(**options: Any) -> None:  # noqa: ANN401 - what click has parsed
         if foreseen is None or unforeseen is not None:
             raise
         sys.exit(_report(foreseen.exceptions))
+
+
+def _check_ring_options(ctx: click.Context) -> None:
+    if ctx.params["ring_dir"] is not None:
+        return
+    for name in ctx.params:
+        is_said = ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if is_said and name.startswith(_OF_THE_RING):
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(
+                f"{option}: there is no ring without --ring-dir", ctx
+            )
 
 
 def _announce(address: str) -> None:

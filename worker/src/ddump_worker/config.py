@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ddump_common.api import DEFAULT_PORT
-from ddump_common.errors import UsageError
+from ddump_common.api import DEFAULT_PORT, Link, check_filter
+from ddump_common.errors import ParameterError, UsageError
+from ddump_common.pcap import MAX_SNAPLEN
 from ddump_common.units import MEBIBYTES, format_size
 
 from .listen import check_access
+from .share import Share
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,14 +31,23 @@ DEFAULT_BUFFER_SIZE = 32 * MEBIBYTES  # 0.3 s of 10 Gbit/s, no drop at 345 kpps 
 DEFAULT_CAPTURE_MEMORY = 256 * MEBIBYTES
 DEFAULT_MAX_STREAMS = 8  # each costs every packet of the host about 0.17 µs
 DEFAULT_MAX_CONNECTIONS = 512
+DEFAULT_RING_SIZE = 2_000_000_000
+DEFAULT_SEGMENT_SIZE = 64_000_000  # 32 in a ring: one that goes is 3 % of what is known
+DEFAULT_RING_RESERVE = Share(size=1_000_000_000, percent=5)
+DEFAULT_RING_PINNED = Share(percent=20)
+DEFAULT_MAX_WINDOWS = 64
 
 _LEAST_BUFFER_SIZE = MEBIBYTES  # four of libpcap's blocks
 _LARGEST_BUFFER_SIZE = (1 << 31) - 1  # an int of C
+_LEAST_SEGMENT_SIZE = 1_000_000  # room for the largest packet, and for some more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All options of the worker; sizes are bytes."""
+    """All options of the worker; sizes are bytes.
+
+    Without ``ring_dir`` there is no ring, and what else is said of one is not used.
+    """
 
     listen: tuple[TcpAddress | UnixAddress, ...]
     listen_group: str | None = None
@@ -48,6 +59,17 @@ class Config:
     capture_memory: int = DEFAULT_CAPTURE_MEMORY
     max_streams: int = DEFAULT_MAX_STREAMS
     max_connections: int = DEFAULT_MAX_CONNECTIONS
+    ring_dir: Path | None = None
+    ring_size: int = DEFAULT_RING_SIZE
+    segment_size: int = DEFAULT_SEGMENT_SIZE
+    ring_reserve: Share = DEFAULT_RING_RESERVE
+    ring_pinned: Share = DEFAULT_RING_PINNED
+    ring_link: Link = Link.SLL
+    ring_interface: tuple[str, ...] = ()
+    ring_filter: str = ""
+    ring_snaplen: int = MAX_SNAPLEN
+    ring_buffer_size: int = DEFAULT_BUFFER_SIZE
+    max_windows: int = DEFAULT_MAX_WINDOWS
 
     def __post_init__(self) -> None:
         if not self.listen:
@@ -59,16 +81,40 @@ class Config:
             allow_anonymous=self.allow_anonymous,
             allow_plaintext=self.allow_plaintext,
         )
-        if not _LEAST_BUFFER_SIZE <= self.buffer_size <= _LARGEST_BUFFER_SIZE:
-            raise UsageError(
-                f"a buffer of {format_size(self.buffer_size)}",
-                hint=f"from {format_size(_LEAST_BUFFER_SIZE)} to 2GiB less one byte",
-            )
+        _check_buffer("--buffer-size", self.buffer_size)
         if self.capture_memory < self.buffer_size:
             raise UsageError(
                 f"a capture memory of {format_size(self.capture_memory)} is less than "
                 f"one buffer of {format_size(self.buffer_size)}"
             )
+        self._check_ring()
+
+    def _check_ring(self) -> None:
+        _check_buffer("--ring-buffer-size", self.ring_buffer_size)
+        if self.segment_size < _LEAST_SEGMENT_SIZE:
+            raise UsageError(
+                f"segments of {format_size(self.segment_size)}",
+                hint=f"--segment-size is at least {format_size(_LEAST_SEGMENT_SIZE)}",
+            )
+        if self.ring_size < 2 * self.segment_size:
+            raise UsageError(
+                f"a ring of {format_size(self.ring_size)} has no room for two segments "
+                f"of {format_size(self.segment_size)}",
+                hint="raise --ring-size, or lower --segment-size",
+            )
+        try:
+            check_filter(self.ring_filter)
+        except ParameterError as exc:
+            raise UsageError(f"--ring-filter {exc.message}") from exc
+
+
+def _check_buffer(option: str, size: int) -> None:
+    if not _LEAST_BUFFER_SIZE <= size <= _LARGEST_BUFFER_SIZE:
+        raise UsageError(
+            f"a buffer of {format_size(size)}",
+            hint=f"{option} goes from {format_size(_LEAST_BUFFER_SIZE)} to 2GiB less "
+            "one byte",
+        )
 
 
 class _File(
@@ -88,6 +134,17 @@ class _File(
     capture_memory: int | str | msgspec.UnsetType = msgspec.UNSET
     max_streams: int | msgspec.UnsetType = msgspec.UNSET
     max_connections: int | msgspec.UnsetType = msgspec.UNSET
+    ring_dir: str | msgspec.UnsetType = msgspec.UNSET
+    ring_size: int | str | msgspec.UnsetType = msgspec.UNSET
+    segment_size: int | str | msgspec.UnsetType = msgspec.UNSET
+    ring_reserve: int | str | msgspec.UnsetType = msgspec.UNSET
+    ring_pinned: int | str | msgspec.UnsetType = msgspec.UNSET
+    ring_link: str | msgspec.UnsetType = msgspec.UNSET
+    ring_interface: list[str] | msgspec.UnsetType = msgspec.UNSET
+    ring_filter: str | msgspec.UnsetType = msgspec.UNSET
+    ring_snaplen: int | msgspec.UnsetType = msgspec.UNSET
+    ring_buffer_size: int | str | msgspec.UnsetType = msgspec.UNSET
+    max_windows: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def read_file(path: Path) -> dict[str, object]:
