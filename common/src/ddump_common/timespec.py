@@ -11,22 +11,20 @@
 
 A moment is whole nanoseconds since the epoch; finer digits are cut off. What names no
 zone is local to whoever wrote it: only there is it read, and sent on as absolute time,
-so that one command means one window on all hosts.
+so that one command means one window on all hosts. Of a local time that came twice, as
+clocks are put back, a date means the first and a time of day the last; one that clocks
+were put past is refused.
 """
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta, tzinfo
 
 from .errors import UsageError
 from .units import SECONDS, parse_duration
 
-if TYPE_CHECKING:
-    from datetime import tzinfo
-
-__all__ = ["format_time", "parse_time"]
+__all__ = ["LOCAL", "format_time", "parse_time"]
 
 _EXAMPLES = "for example -5m, 14:03, 2026-11-22T14:03:00Z or 1763820180.25"
 _FRACTION = r"(?:\.([0-9]{1,18}))?"
@@ -43,6 +41,29 @@ _DATE_TIME = re.compile(
 _EPOCH_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 # Beyond, a pcap file's 32 bits of seconds have run over.
 _LATEST_NS = (1 << 32) * SECONDS
+# A time of day that is yet to come was yesterday, or, where clocks were put past it
+# then, the day before.
+_DAYS_BACK = 3
+
+
+class _LocalZone(tzinfo):
+    """The zone of this process, as ``TZ`` and the system have it, at each date's rules."""
+
+    def utcoffset(self, dt: datetime | None) -> timedelta | None:
+        return None if dt is None else dt.replace(tzinfo=None).astimezone().utcoffset()
+
+    def dst(self, dt: datetime | None) -> timedelta | None:
+        return None
+
+    def tzname(self, dt: datetime | None) -> str | None:
+        return None if dt is None else dt.replace(tzinfo=None).astimezone().tzname()
+
+    def fromutc(self, dt: datetime) -> datetime:
+        return dt.replace(tzinfo=UTC).astimezone().replace(tzinfo=self)
+
+
+LOCAL: tzinfo = _LocalZone()
+"""The zone of whoever runs this process."""
 
 
 def parse_time(text: str, *, now_ns: int, zone: tzinfo | None) -> int:
@@ -89,52 +110,59 @@ def _known(zone: tzinfo | None, text: str) -> tzinfo:
 
 def _time_of_day(text: str, match: re.Match[str], now_ns: int, zone: tzinfo) -> int:
     today = (_EPOCH_BEGIN + timedelta(seconds=now_ns // SECONDS)).astimezone(zone)
-    moment = _on_day(text, match, today, zone)
-    return (
-        moment
-        if moment <= now_ns
-        else _on_day(text, match, today - timedelta(days=1), zone)
-    )
-
-
-def _on_day(text: str, match: re.Match[str], day: datetime, zone: tzinfo) -> int:
-    date = (day.year, day.month, day.day)
-    return _moment(text, date, match.group(1, 2, 3), zone) + _nanoseconds(match[4])
+    days = [today - timedelta(days=days) for days in range(_DAYS_BACK)]
+    moments = [
+        moment + _nanoseconds(match[4])
+        for day in days
+        for moment in _moments(
+            text, (day.year, day.month, day.day), match.group(1, 2, 3), zone
+        )
+    ]
+    return max(moment for moment in moments if moment <= now_ns)
 
 
 def _date_time(text: str, match: re.Match[str], zone: tzinfo | None) -> int:
+    date = int(match[1]), int(match[2]), int(match[3])
+    ahead = timedelta()
     if match[8]:
         zone = UTC
     elif match[9]:
-        offset = timedelta(hours=int(match[10]), minutes=int(match[11]))
-        if int(match[10]) > 23 or int(match[11]) > 59:
-            raise UsageError(f"{text!r} has no such offset", hint=_EXAMPLES)
         # The time is read as UTC, and the offset is taken from it.
+        zone = UTC
+        hours, minutes = int(match[10]), int(match[11])
+        if hours > 23 or minutes > 59:
+            raise UsageError(f"{text!r} has no such offset", hint=_EXAMPLES)
+        offset = timedelta(hours=hours, minutes=minutes)
         ahead = -offset if match[9] == "-" else offset
-        utc = _moment(text, _date(match), match.group(4, 5, 6), UTC)
-        return utc - int(ahead.total_seconds()) * SECONDS + _nanoseconds(match[7])
-    date, clock = _date(match), match.group(4, 5, 6)
-    return _moment(text, date, clock, _known(zone, text)) + _nanoseconds(match[7])
+    moments = _moments(text, date, match.group(4, 5, 6), _known(zone, text))
+    if not moments:
+        raise UsageError(f"{text!r} was no time here: clocks were put forward past it")
+    return moments[0] - int(ahead.total_seconds()) * SECONDS + _nanoseconds(match[7])
 
 
-def _date(match: re.Match[str]) -> tuple[int, int, int]:
-    return int(match[1]), int(match[2]), int(match[3])
-
-
-def _moment(
+def _moments(
     text: str,
     date: tuple[int, int, int],
     clock: tuple[str | None, ...],
     zone: tzinfo,
-) -> int:
+) -> list[int]:
+    """Return when clocks in ``zone`` showed this: once, twice, or never."""
     hours, minutes, seconds = (int(part or 0) for part in clock)
     leap = seconds == 60  # RFC 3339 has it; it is the second after
     try:
-        moment = datetime(*date, hours, minutes, 59 if leap else seconds, tzinfo=zone)
-        since_epoch = moment - _EPOCH_BEGIN
+        shown = datetime(*date, hours, minutes, 59 if leap else seconds, tzinfo=zone)
+        in_utc = [shown.replace(fold=fold).astimezone(UTC) for fold in (0, 1)]
+        # A time that was skipped comes back as another.
+        existing = {
+            moment
+            for moment in in_utc
+            if moment.astimezone(zone).replace(tzinfo=None)
+            == shown.replace(tzinfo=None)
+        }
     except (ValueError, OverflowError) as exc:
         raise UsageError(f"{text!r} is not a time: {exc}", hint=_EXAMPLES) from None
-    return (since_epoch.days * 86400 + since_epoch.seconds + leap) * SECONDS
+    passed = [moment - _EPOCH_BEGIN for moment in sorted(existing)]
+    return [(each.days * 86400 + each.seconds + leap) * SECONDS for each in passed]
 
 
 def _nanoseconds(digits: str | None) -> int:

@@ -26,12 +26,21 @@ __all__ = ["Interval", "WindowReport", "gaps", "merge_intervals"]
 
 MAX_GAPS = 32
 MAX_HEADER_BYTES = 8190  # what aiohttp takes of one header
-_MAX_OMITTED = 999_999_999_999_999  # the largest integer of RFC 9651
 
-_STRING = r'"([0-9TZ:./-]{1,80})"'
-_COVERED = re.compile(r"covered=" + _STRING)
-_GAPS = re.compile(r"gaps=\(( *(?:" + _STRING + r" *)*)\)")
-_OMITTED = re.compile(r"omitted=([0-9]{1,15})")
+# RFC 9651, 4.2: a dictionary of items and inner lists, with parameters or without.
+# What is no string of ours is only passed over, so its grammar is wider here. No two
+# parts that repeat can begin with the same character: there is one way to read it.
+_STRING = r'"(?:[ !#-\[\]-~]|\\["\\])*"'
+_BARE = rf"""(?:%?{_STRING}|:[A-Za-z0-9+/=]*:|[^\s"%:,;()=][^\s"%,;()=]*)"""
+_KEY = "[a-z*][a-z0-9_.*-]*"
+_PARAMETERS = rf"(?:; *{_KEY}(?:={_BARE})?)*"
+_ITEM = rf"{_BARE}{_PARAMETERS}"
+_INNER_LIST = rf"\( *((?:{_ITEM}(?: +{_ITEM})* *)?)\){_PARAMETERS}"
+_MEMBER = re.compile(rf"({_KEY})(?:=(?:{_INNER_LIST}|({_ITEM}))|{_PARAMETERS})")
+_ITEMS = re.compile(_ITEM)
+_COMMA = re.compile(r"[ \t]*,[ \t]*")
+_INTERVAL = re.compile(r'"([0-9TZ:./-]{1,80})"')
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -152,13 +161,40 @@ class WindowReport:
         """
         if len(value) > MAX_HEADER_BYTES:
             raise UsageError("a header that is too long")
-        covered, found, omitted = (
-            pattern.search(value) for pattern in (_COVERED, _GAPS, _OMITTED)
-        )
-        if found is None:
+        members = _members(value.strip(" "))
+        if "gaps" not in members:
             raise UsageError("a header that names no gaps")
+        covered, omitted = members.get("covered"), members.get("omitted", "0")
+        number = _NUMBER.match(omitted)
+        if number is None:
+            raise UsageError(f"{omitted!r} is no number of gaps")
         return cls(
-            covered=None if covered is None else Interval.parse(covered[1]),
-            gaps=tuple(Interval.parse(each) for each in re.findall(_STRING, found[1])),
-            omitted=0 if omitted is None else int(omitted[1]),
+            covered=None if covered is None else _interval(covered),
+            gaps=tuple(map(_interval, _ITEMS.findall(members["gaps"]))),
+            omitted=int(number[0]),
         )
+
+
+def _members(value: str) -> dict[str, str]:
+    """Return the members of a dictionary by name: what is after ``=``, or in a list.
+
+    Of members of one name the last counts, as RFC 9651 has it.
+    """
+    members: dict[str, str] = {}
+    comma, at = None, 0
+    while match := _MEMBER.match(value, at):
+        members[match[1]] = match[2] or match[3] or ""
+        comma = _COMMA.match(value, match.end())
+        at = comma.end() if comma else match.end()
+        if comma is None:
+            break
+    if comma is not None or at < len(value) or not members:
+        raise UsageError("a header that is no structured field")
+    return members
+
+
+def _interval(item: str) -> Interval:
+    match = _INTERVAL.match(item)
+    if match is None:
+        raise UsageError(f"{item!r} is no interval")
+    return Interval.parse(match[1])
