@@ -1,0 +1,363 @@
+"""The directory of a ring: its lock, its files' names, and what an earlier run left.
+
+``lock`` is held by the one process that records here, and holds its pid. A segment is
+``ddump-NUMBER-CREATED.pcap``, and what is known of it beside its packets is in a file
+of the same name that ends in ``.json``. Sorted by name they are in the order of their
+recording, over all runs.
+
+What an earlier run left is looked through twice: ``survey`` reads only the headers and
+the sidecars, so that recording need not wait; ``adopt`` reads a segment whole. Only what
+could have been written here is ever taken, cut or deleted; the rest is left alone and
+named in the log.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import logging
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from ddump_common.errors import DdumpError, FormatError, UsageError
+from ddump_common.pcap import PcapHeader, Precision
+from ddump_common.units import MILLISECONDS, SECONDS
+
+from ._ring import preallocate
+from .segment import Segment
+from .sidecar import SUFFIX, TEMPORARY_SUFFIX, read_sidecar, write_sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ddump_common.api import Link
+
+    from .sidecar import Sidecar
+
+__all__ = ["REFRESH_NS", "UNREAD_NS", "Directory", "Space"]
+
+_log = logging.getLogger(__name__)
+
+REFRESH_NS = 2 * SECONDS
+"""How old the sidecar of a growing segment may be."""
+
+UNREAD_NS = 100 * MILLISECONDS
+"""How long a packet may wait in the kernel's open block: two timeouts of it."""
+
+_DIRECTORY_MODE = 0o750
+_FILE_MODE = 0o640
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_ADOPT = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+_NAME = re.compile(
+    r"(ddump-([0-9]{10})-([0-9]{8}T[0-9]{6}Z))(\.pcap|\.json|\.json\.new)"
+)
+_STAMP = "%Y%m%dT%H%M%SZ"
+_LAST_NUMBER = 10**10 - 1
+_LOCK = "lock"
+_MAX_NAMED = 20  # files left alone that the log names one by one
+
+# What st_blocks counts.
+_BLOCK = 512
+# The disk allocates in pieces of this size or smaller ones.
+_SLACK = 1 << 16
+
+
+class Space(NamedTuple):
+    """Bytes of the file system: free for this process, and in all."""
+
+    free: int
+    total: int
+
+
+class Directory:
+    """A ring's directory, held by this process until it is closed.
+
+    Raises:
+        UsageError: it cannot be used, or another process records there.
+
+    """
+
+    def __init__(self, path: Path, *, link: Link, snaplen: int) -> None:
+        self.path = path
+        self._link_type = link.link_type
+        self._header = PcapHeader(
+            link_type=link.link_type, snaplen=snaplen, precision=Precision.NANO
+        ).serialize()
+        self._number = 0
+        try:
+            path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+            self._lock: int | None = _lock(path)
+        except OSError as exc:
+            raise UsageError(
+                f"cannot use the ring directory {path}: {exc.strerror}",
+                hint="--ring-dir names a directory that this user may write to",
+            ) from exc
+
+    def close(self) -> None:
+        """Let another process record here; again is harmless."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+    def space(self) -> Space:
+        """Return what the file system has.
+
+        Raises:
+            OSError: it does not tell.
+
+        """
+        told = os.statvfs(self.path)
+        return Space(
+            free=told.f_bavail * told.f_frsize, total=told.f_blocks * told.f_frsize
+        )
+
+    def create(self, now_ns: int, *, size: int) -> tuple[Segment, int]:
+        """Return a new segment and the descriptor that writes it, which the caller owns.
+
+        ``size`` bytes of the disk are taken at once, where the file system can.
+
+        Raises:
+            OSError: it cannot be made; nothing is left of it.
+
+        """
+        if self._number >= _LAST_NUMBER:
+            raise OSError(f"no number is left after those of the files in {self.path}")
+        self._number += 1
+        created = datetime.datetime.fromtimestamp(now_ns // SECONDS, datetime.UTC)
+        path = self.path / f"ddump-{self._number:010}-{created:{_STAMP}}.pcap"
+        segment = Segment(
+            path,
+            number=self._number,
+            link_type=self._link_type,
+            begin_ns=now_ns,
+            end_ns=now_ns,
+            disk_bytes=size,
+        )
+        descriptor = os.open(path, _CREATE, _FILE_MODE)
+        try:
+            os.pwrite(descriptor, self._header, 0)
+            preallocate(descriptor, size)
+            write_sidecar(segment.sidecar_path, segment.sidecar())
+        except OSError:
+            os.close(descriptor)
+            self.discard(segment)
+            raise
+        segment.growing = True
+        return segment, descriptor
+
+    def discard(self, segment: Segment) -> None:
+        """Delete a segment's files; those that are missing are none.
+
+        Raises:
+            OSError: a file cannot be deleted.
+
+        """
+        segment.path.unlink(missing_ok=True)
+        segment.sidecar_path.unlink(missing_ok=True)
+
+    def survey(self) -> list[Segment]:
+        """Return the segments that an earlier run left, oldest first, still unread.
+
+        What only looks like one is left alone and named in the log. To be called
+        before ``create``, so that numbers go on after the greatest that is there.
+
+        Raises:
+            OSError: the directory cannot be read.
+
+        """
+        found: list[Segment] = []
+        strange: list[str] = []
+        for name in sorted(each.name for each in self.path.iterdir()):
+            match = _NAME.fullmatch(name)
+            if match is not None:
+                self._number = max(self._number, int(match[2]))
+            try:
+                if match is None:
+                    if name != _LOCK:
+                        raise FormatError("not a segment's name", offset=0)
+                elif match[4] != ".pcap":
+                    self._clear(name, match)
+                elif (segment := self._candidate(name, match)) is not None:
+                    found.append(segment)
+            except (OSError, DdumpError) as exc:
+                strange.append(f"{name} ({_reason(exc)})")
+        _name_strangers(self.path, strange)
+        return found
+
+    def _clear(self, name: str, match: re.Match[str]) -> None:
+        """Delete a sidecar whose segment is gone, or that was not yet whole."""
+        path = self.path / name
+        if match[4] == TEMPORARY_SUFFIX:
+            path.unlink()
+        elif not (self.path / f"{match[1]}.pcap").exists():
+            if read_sidecar(path) is None:
+                raise FormatError("a sidecar of no segment", offset=0)
+            path.unlink()
+
+    def _candidate(self, name: str, match: re.Match[str]) -> Segment | None:
+        created_ns = _created_ns(match[3])
+        path = self.path / name
+        said = read_sidecar(path.with_suffix(SUFFIX))
+        descriptor = os.open(path, _ADOPT | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError("not a regular file", offset=0)
+            header = os.pread(descriptor, PcapHeader.SIZE, 0)
+        finally:
+            os.close(descriptor)
+        if len(header) < PcapHeader.SIZE and self._header.startswith(header):
+            # Killed while it was made: there is nothing in it.
+            _log.info("%s is without a header, and removed", name)
+            path.unlink()
+            path.with_suffix(SUFFIX).unlink(missing_ok=True)
+            return None
+        self._check(header)
+        begin_ns = created_ns if said is None else said.begin_ns
+        return Segment(
+            path,
+            number=int(match[2]),
+            link_type=self._link_type,
+            begin_ns=begin_ns,
+            end_ns=begin_ns,
+            dropped=0 if said is None else said.dropped,
+            lost=0 if said is None else said.lost,
+            interfaces={} if said is None else _interfaces(said),
+            disk_bytes=max(status.st_size, status.st_blocks * _BLOCK),
+        )
+
+    def _check(self, data: bytes) -> None:
+        header = PcapHeader.parse(data)
+        if header.byte_order != "<" or header.precision is not Precision.NANO:
+            raise FormatError("not of nanoseconds in little-endian order", offset=0)
+        if header.link_type != self._link_type:
+            raise FormatError(
+                f"link type {header.link_type}, this ring's is {int(self._link_type)}",
+                offset=20,
+            )
+
+    def adopt(self, segment: Segment) -> None:
+        """Read a segment that ``survey`` found, and cut the record that is torn.
+
+        What follows the first record that cannot be is left in the file and named in
+        the log. Any thread, before the segment is shared.
+
+        Raises:
+            OSError: the file cannot be read or cut.
+            DdumpError: the file is not what it seemed to be.
+
+        """
+        said = read_sidecar(segment.sidecar_path)
+        descriptor = os.open(segment.path, _ADOPT)
+        try:
+            status = os.fstat(descriptor)
+            segment.index.scan(descriptor, status.st_size)
+            size = self._end_of(segment, status.st_size)
+            if size < status.st_size or status.st_blocks * _BLOCK > size + _SLACK:
+                os.ftruncate(descriptor, size)  # what was taken ahead goes as well
+            segment.disk_bytes = max(size, os.fstat(descriptor).st_blocks * _BLOCK)
+        finally:
+            os.close(descriptor)
+        segment.size = size
+        segment.begin_ns, segment.end_ns = _recorded(
+            said,
+            created_ns=segment.begin_ns,
+            greatest_ns=segment.index.greatest_ns,
+            modified_ns=status.st_mtime_ns,
+        )
+        segment.closed = True
+        if said != (known := segment.sidecar()):
+            # The next run cannot tell it anew: cutting has changed the file's time.
+            write_sidecar(segment.sidecar_path, known)
+
+    def _end_of(self, segment: Segment, size: int) -> int:
+        committed = segment.index.committed
+        if segment.index.corrupt:
+            _log.warning(
+                "%s: what follows byte %d is no record, and left alone",
+                segment.name,
+                committed,
+            )
+            return size
+        if committed < size:
+            _log.info("%s: a torn record is cut at byte %d", segment.name, committed)
+        return committed
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(
+        path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE
+    )
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise UsageError(
+            f"process {holder or '(not yet known)'} records in {path}",
+            hint="give each worker a --ring-dir of its own",
+        ) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _created_ns(stamp: str) -> int:
+    try:
+        created = datetime.datetime.strptime(stamp, _STAMP)
+    except ValueError:
+        raise FormatError("a name with no date in it", offset=0) from None
+    return int(created.replace(tzinfo=datetime.UTC).timestamp()) * SECONDS
+
+
+def _interfaces(said: Sidecar) -> dict[int, frozenset[str]]:
+    return {
+        int(index): frozenset(names)
+        for index, names in said.interfaces.items()
+        if index.isascii() and index.isdigit()
+    }
+
+
+def _recorded(
+    said: Sidecar | None,
+    *,
+    created_ns: int,
+    greatest_ns: int | None,
+    modified_ns: int,
+) -> tuple[int, int]:
+    """Return from when to when a segment of an earlier run was recorded.
+
+    A process that is killed leaves a sidecar that is a little older than the packets,
+    and these tell how far it came: but not beyond the last write, as timestamps may
+    jump, nor beyond what a sidecar may be behind.
+    """
+    if said is not None and said.closed:
+        return said.begin_ns, max(said.begin_ns, said.end_ns)
+    # A name tells the second in which it was made.
+    begin_ns = created_ns + SECONDS if said is None else said.begin_ns
+    end_ns = begin_ns if said is None else max(begin_ns, said.end_ns)
+    if greatest_ns is not None:
+        seen_ns = min(greatest_ns, modified_ns) - UNREAD_NS
+        if said is not None:
+            seen_ns = min(seen_ns, end_ns + 2 * REFRESH_NS)
+        end_ns = max(end_ns, seen_ns)
+    return begin_ns, end_ns
+
+
+def _reason(exc: OSError | DdumpError) -> str:
+    return exc.message if isinstance(exc, DdumpError) else exc.strerror or str(exc)
+
+
+def _name_strangers(path: Path, strange: Iterable[str]) -> None:
+    names = list(strange)
+    for name in names[:_MAX_NAMED]:
+        _log.warning("left alone in %s: %s", path, name)
+    if len(names) > _MAX_NAMED:
+        _log.warning("left alone in %s: %d more", path, len(names) - _MAX_NAMED)

@@ -1,0 +1,237 @@
+"""The end of the ring that grows: batches are written, segments begun and closed.
+
+A batch is one write and then one step of the index: what the index has is in the file,
+and nobody reads beyond it. Where a batch does not go to the disk whole, the file's end
+is taken back to where it was.
+
+Consecutive segments share the instant at which one followed the other. Until it is
+known that all packets before that instant were read, the older one *settles*: its end
+is how far is known, as the end of the growing one is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from ddump_common.api import Link
+from ddump_common.errors import CaptureError
+from ddump_common.pcap import PcapHeader
+
+from .sidecar import write_sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .ring import Ring
+    from .segment import Segment
+
+__all__ = ["Tail"]
+
+_log = logging.getLogger(__name__)
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Tail:
+    """The growing segment of ``ring`` and the one or two that settle before it.
+
+    It belongs to one thread. ``names`` tells the interfaces of the moment by index.
+
+    Raises:
+        OSError: no segment can be made.
+
+    """
+
+    def __init__(
+        self, ring: Ring, *, now_ns: int, names: Callable[[], Mapping[int, str]]
+    ) -> None:
+        self._ring = ring
+        self._names = names
+        self._settling: list[tuple[Segment, int]] = []
+        self._unwritten: list[Segment] = []
+        self._trouble = ""
+        self._lost = 0
+        self._segment, self._descriptor = self._create(now_ns)
+        ring.add(self._segment)
+        self._note_names()
+
+    def fits(self, batch: bytes) -> bool:
+        """Whether ``batch`` belongs into the growing segment."""
+        size = self._segment.size
+        return (
+            size + len(batch) <= self._ring.options.segment_size
+            or size == PcapHeader.SIZE
+        )
+
+    def append(self, batch: bytes, packets: int) -> None:
+        """Write the records of ``batch``; the ``packets`` that cannot be are counted.
+
+        Raises:
+            CaptureError: the batch does not consist of records.
+
+        """
+        segment = self._segment
+        try:
+            self._write(batch, segment.size)
+        except OSError as exc:
+            segment.lost += packets
+            self._lost += packets
+            self._fail(f"the disk does not take packets: {exc.strerror}")
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, segment.size)
+            return
+        taken = segment.index.append(batch)
+        segment.size = segment.index.committed
+        if taken != len(batch):
+            raise CaptureError(
+                f"byte {taken} of {len(batch)} that were captured begins no record"
+            )
+        self._recover()
+
+    def _write(self, batch: bytes, offset: int) -> None:
+        written = 0
+        while written < len(batch):
+            try:
+                written += os.pwrite(
+                    self._descriptor, memoryview(batch)[written:], offset + written
+                )
+            except OSError as exc:
+                if exc.errno not in _FULL or not self._ring.give_way():
+                    raise
+
+    def _fail(self, trouble: str) -> None:
+        if not self._trouble:
+            _log.error("%s", trouble)
+        self._trouble = self._ring.state = trouble
+
+    def _recover(self) -> None:
+        if self._trouble:
+            _log.warning("recording again; %d packets were lost", self._lost)
+            self._trouble = ""
+            self._lost = 0
+            self._ring.state = "recording"
+
+    def rotate(self, now_ns: int) -> None:
+        """Begin a new segment; where that cannot be, the old one goes on growing."""
+        try:
+            segment, descriptor = self._create(now_ns)
+        except OSError as exc:
+            self._fail(f"no segment can be made: {exc.strerror or exc}")
+            return
+        self._release()
+        self._segment.growing = False
+        self._settling.append((self._segment, now_ns))
+        self._segment, self._descriptor = segment, descriptor
+        self._ring.add(segment)
+        self._note_names()
+
+    def step(self, now_ns: int) -> None:
+        """Begin a new segment after the clock was set; it covers nothing of before."""
+        old = self._segment
+        # What it will not take is no reason to evict anything.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, old.size)
+        old.disk_bytes = old.size
+        self.rotate(now_ns)
+        if old is not self._segment:
+            for segment, _ in self._settling:
+                self._close(segment)
+            self._settling.clear()
+
+    def _create(self, now_ns: int) -> tuple[Segment, int]:
+        ring = self._ring
+        ring.make_room()
+        size = ring.options.segment_size
+        while True:
+            try:
+                segment, descriptor = ring.directory.create(now_ns, size=size)
+            except OSError as exc:
+                if exc.errno not in _FULL:
+                    raise
+                if ring.give_way():
+                    continue
+                if not size:
+                    raise
+                size = 0  # as much as there is
+            else:
+                segment.disk_bytes = ring.options.segment_size
+                return segment, descriptor
+
+    def _release(self) -> None:
+        # What was taken ahead and is not needed, and the descriptor.
+        segment = self._segment
+        try:
+            os.ftruncate(self._descriptor, segment.size)
+        except OSError as exc:
+            _log.error("%s cannot be cut: %s", segment.path, exc.strerror)
+        else:
+            segment.disk_bytes = segment.size
+        os.close(self._descriptor)
+
+    def flush(self, flushed_ns: int) -> None:
+        """All packets that came before ``flushed_ns`` are in the ring."""
+        while self._settling and self._settling[0][1] <= flushed_ns:
+            segment, until_ns = self._settling.pop(0)
+            segment.end_ns = max(segment.begin_ns, until_ns)
+            self._close(segment)
+        for segment in (*(each for each, _ in self._settling), self._segment):
+            segment.end_ns = max(segment.begin_ns, flushed_ns)
+        self._ring.flushed_ns = flushed_ns
+
+    def count_dropped(self, packets: int) -> None:
+        """Note that the kernel dropped ``packets`` since the last call."""
+        self._segment.dropped += packets
+
+    def refresh(self) -> None:
+        """Write down what is known of the segments whose sidecars are behind."""
+        self._note_names()
+        unwritten, self._unwritten = self._unwritten, []
+        for segment in (
+            *unwritten,
+            *(each for each, _ in self._settling),
+            self._segment,
+        ):
+            self._write_down(segment)
+
+    def _note_names(self) -> None:
+        if self._ring.options.link is not Link.SLL2:
+            return
+        known = self._segment.interfaces
+        try:
+            names = self._names()
+        except CaptureError as exc:
+            _log.warning("the interfaces' names are not known: %s", exc)
+            return
+        self._segment.interfaces = {
+            index: known.get(index, frozenset()) | {names[index]}
+            if index in names
+            else known[index]
+            for index in {*known, *names}
+        }
+
+    def _close(self, segment: Segment) -> None:
+        segment.closed = True
+        self._write_down(segment)
+
+    def _write_down(self, segment: Segment) -> None:
+        if segment.revoked:
+            return  # evicted meanwhile: its sidecar is not to come back
+        try:
+            write_sidecar(segment.sidecar_path, segment.sidecar())
+        except OSError as exc:
+            if segment.closed:
+                self._unwritten.append(segment)
+            _log.warning("%s cannot be written: %s", segment.sidecar_path, exc.strerror)
+
+    def close(self, flushed_ns: int) -> None:
+        """Close the growing segment; it ends with ``flushed_ns``."""
+        self._release()
+        self._segment.growing = False
+        self.flush(flushed_ns)
+        for segment in (*(each for each, _ in self._settling), self._segment):
+            self._close(segment)
+        self._settling.clear()
