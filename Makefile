@@ -36,7 +36,7 @@ lint: sync ## Check style, spelling and who may import whom
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/lint-imports
 
 types: sync ## Check types, and the kernels' stubs against the kernels
-	$(BIN)/mypy && $(BIN)/python -m mypy.stubtest ddump_worker._pcap ddump_merger._merge
+	$(BIN)/mypy && $(BIN)/python -m mypy.stubtest ddump_worker._pcap ddump_worker._ring ddump_merger._merge
 
 test: privileged sync ## Run the tests, on real traffic (needs root)
 	$(BIN)/pytest $(ARGS)
@@ -56,4 +56,4 @@ demo: privileged sync ## Show the tool working: two workers, traffic, one merged
 ci: lint types test ## What .ci/run runs
 
 clean: ## Remove what was built
-	rm -rf $(VENV) */build */src/*.egg-info */src/*/*.so */src/*/_pcap.c */src/*/_merge.c
+	rm -rf $(VENV) */build */src/*.egg-info */src/*/*.so */src/*/_pcap.c */src/*/_ring.c */src/*/_merge.c

@@ -1,5 +1,6 @@
 # What python-libpcap's pylibpcap/pcap.pxd lacks: buffer size and timestamp precision,
-# the length of a program, and declarations that may be called without the GIL.
+# the length of a program, running it, and declarations that may be called without the
+# GIL.
 
 from pylibpcap.pcap cimport bpf_u_int32, pcap_t, u_char
 
@@ -48,6 +49,9 @@ cdef extern from "pcap/pcap.h" nogil:
         pcap_t *handle, program *compiled, const char *expression, int optimize,
         bpf_u_int32 netmask)
     void pcap_freecode(program *compiled)
+    int pcap_offline_filter(
+        const program *compiled, const packet_header *header, const u_char *data)
+    int bpf_validate(const instruction *instructions, int count)
     const char *pcap_statustostr(int status)
 
 cdef extern from "linux/filter.h" nogil:
