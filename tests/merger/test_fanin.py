@@ -16,6 +16,7 @@ from ddump_common.errors import (
     UnreachableError,
 )
 from ddump_common.pcap import Precision
+from ddump_common.window import Interval, WindowReport
 from ddump_merger._merge import Merge
 from ddump_merger.config import Config
 from ddump_merger.fanin import Fanin
@@ -23,7 +24,7 @@ from ddump_merger.header import OutputHeader
 from ddump_merger.lane import Lane, LaneState
 from ddump_merger.output import Output
 from ddump_merger.sink import Sink
-from ddump_merger.target import parse_target
+from ddump_merger.target import HttpTarget, parse_target
 from support.captures import Record, parse_pcap, pcap, pcap_header, pcap_record, section
 
 START = 1_700_000_000_000_000_000
@@ -44,6 +45,7 @@ class Script:
     unread: list[bytes] = field(default_factory=list)
     closed: int = 0
     reads: int = 0
+    window: WindowReport | None = None
 
     async def open(self):
         await self._take(self.opening)
@@ -98,7 +100,7 @@ class Run:
         for index, (script, target) in enumerate(
             zip(scripts, self.config.targets, strict=True)
         ):
-            live = target in self.config.http_targets
+            live = isinstance(target, HttpTarget) and target.live
             self.merge.limit(index, self.config.buffer_bytes, live=live)
             self.lanes.append(
                 Lane(
@@ -111,13 +113,23 @@ class Run:
             )
         self.sink = Sink(output or Output(path))
         self.now_ns = START + 3600 * SECOND
+        self.asked = []
+        self.answers = []
         header = OutputHeader(
             targets=self.config.targets, pcapng=False, precision=Precision.MICRO
         )
         self.fanin = Fanin(
             self.config, self.merge, self.lanes, self.sink, header,
-            clock_ns=lambda: self.now_ns,
+            ask=self.ask, clock_ns=lambda: self.now_ns,
         )  # fmt: skip
+
+    async def ask(self, lane):
+        """What a worker says of a stream; a number is how far it has read."""
+        self.asked.append(lane.index)
+        told = self.answers.pop(0) if self.answers else None
+        if isinstance(told, Exception):
+            raise told
+        return told
 
     async def to_the_end(self):
         async with asyncio.timeout(5):

@@ -1,12 +1,15 @@
 """What workers say of themselves, and so of what was lost of our streams.
 
 Classic pcap has no place for the packets that the kernel dropped. A worker numbers its
-streams and remembers the last ones, so its status has the account of ours. One that
-does not answer soon, or is no worker of ours, leaves the number unknown.
+streams and remembers the last ones, so its status has the account of ours: what was
+lost, and how far a window has been read. One that does not answer soon, or is no worker
+of ours, leaves that unknown.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,7 @@ import msgspec
 
 from ddump_common.answers import Status
 from ddump_common.api import STATUS_PATH
-from ddump_common.errors import PeerError, RefusedError
+from ddump_common.errors import RefusedError, UnreachableError
 from ddump_common.units import SECONDS
 
 from .stream import HttpSource, fetch
@@ -22,10 +25,14 @@ from .stream import HttpSource, fetch
 if TYPE_CHECKING:
     import aiohttp
 
+    from ddump_common.answers import StreamInfo
+
     from .lane import Lane
     from .target import HttpTarget
 
-__all__ = ["fetch_status", "settle"]
+__all__ = ["Account", "ask", "fetch_status", "settle"]
+
+logger = logging.getLogger(__name__)
 
 # Far above a worker's with all its streams, each with the longest filter.
 _MAX_STATUS_BYTES = 1 << 20
@@ -59,21 +66,54 @@ async def fetch_status(
         ) from exc
 
 
-async def settle(lane: Lane) -> None:
-    """Ask the worker what was dropped of its stream; set ``dropped`` of the lane.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What a worker says of one stream, at ``time_ns`` by its clock."""
 
-    To be done soon after its end, while the worker remembers it. Cancelling it leaves
-    the number unknown.
+    stream: StreamInfo
+    time_ns: int
+
+
+async def ask(lane: Lane) -> Account | None:
+    """Return what the worker says of the lane's stream; ``None`` when it tells nobody.
+
+    Raises:
+        UnreachableError: it does not answer now.
+
     """
     source = lane.source
     if not isinstance(source, HttpSource) or source.number is None:
-        return
+        return None
     try:
         status = await fetch_status(
             source.target, source.session, timeout_ns=_PATIENCE_NS
         )
-    except PeerError:
-        return
+    except RefusedError:
+        return None
     for stream in (*status.streams, *status.ended):
         if stream.id == source.number:
-            lane.dropped = stream.dropped + stream.interface_dropped
+            return Account(stream=stream, time_ns=status.time_ns)
+    return None
+
+
+async def settle(lane: Lane) -> None:
+    """Ask the worker what is missing of its stream; set ``dropped`` and ``skipped``.
+
+    To be done soon after its end, while the worker remembers it. Cancelling it leaves
+    the numbers unknown.
+    """
+    try:
+        account = await ask(lane)
+    except UnreachableError:
+        return
+    if account is None:
+        return
+    stream = account.stream
+    lane.dropped = stream.dropped + stream.interface_dropped
+    lane.skipped = stream.skipped
+    if stream.skipped:
+        logger.error(
+            "%s: the ring overwrote %d packets of the window before they were read",
+            lane.name,
+            stream.skipped,
+        )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ddump_common.api import Link
-from ddump_common.errors import DdumpError, ExitCode, UsageError
+from ddump_common.errors import DdumpError, ExitCode, ParameterError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN, Precision
 from ddump_common.units import format_duration, format_size, parse_duration, parse_size
 
@@ -27,6 +28,7 @@ from .target import (
     read_targets_file,
     unique_names,
 )
+from .window import parse_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,6 +172,27 @@ _CONNECTION_OPTIONS = _options(
 )
 @click.option("--duration", metavar="TIME", type=_DURATION, help="How long to capture.")
 @click.option(
+    "--last",
+    metavar="TIME",
+    help="What the rings have of the last 5m, for example, instead of a live capture.",
+)
+@click.option(
+    "--since",
+    metavar="WHEN",
+    help="What the rings have from WHEN on: -5m, 14:03:00, '2026-11-22 14:03', with an "
+    "offset or Z, or seconds since the epoch.",
+)
+@click.option(
+    "--until",
+    metavar="WHEN",
+    help="What the rings have before WHEN. [default: now]",
+)
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Go on live after the window, with no gap; without one, begin now.",
+)
+@click.option(
     "-w",
     "--write",
     metavar="FILE",
@@ -225,7 +248,7 @@ _CONNECTION_OPTIONS = _options(
     type=_DURATION,
     default=format_duration(defaults.TIMEOUT_NS),
     show_default=True,
-    help="How long standard input or a pipe may be silent.",
+    help="How long a window, standard input or a pipe may be silent.",
 )
 @_CONNECTION_OPTIONS
 @click.version_option(__version__, prog_name="ddump")
@@ -239,6 +262,7 @@ def merge_command(context: click.Context, /, **_: object) -> ExitCode:
     \b
         ddump 'http://web1?filter=icmp' 'http://web2' | tcpdump -nr-
         ddump -f 'port 53' -T prod.targets -w dns.pcap
+        ddump --last 5m -f 'host 10.0.0.5' http://web1 http://db1 | tcpdump -nr-
         ddump old.pcap new.pcapng | tcpdump -nr-
     """  # noqa: D301 - click takes a real backspace for "do not wrap this"
     options = context.params
@@ -246,6 +270,8 @@ def merge_command(context: click.Context, /, **_: object) -> ExitCode:
     link = Link(options["link"]) if options["link"] else None
     precision = Precision(options["precision"]) if options["precision"] else None
     query = QueryOptions(
+        window=_window(options, now_ns := time.time_ns()),
+        now_ns=now_ns,
         filter=options["expression"],
         interfaces=options["interfaces"],
         snaplen=options["snaplen"],
@@ -273,6 +299,24 @@ def merge_command(context: click.Context, /, **_: object) -> ExitCode:
     from .job import run_job
 
     return run_job(config)
+
+
+def _window(options: dict[str, Any], now_ns: int) -> tuple[tuple[str, str], ...]:
+    """Return what the options say of a window, as a query has it.
+
+    Raises:
+        UsageError: it is none.
+
+    """
+    names = ("last", "since", "until")
+    pairs = [(name, options[name]) for name in names if options[name] is not None]
+    if options["follow"]:
+        pairs.append(("follow", "1"))
+    try:
+        parse_window(pairs, now_ns=now_ns)
+    except ParameterError as exc:
+        raise UsageError(f"--{exc.parameter}: {exc.message}", hint=exc.hint) from None
+    return tuple(pairs)
 
 
 @click.command("ddump status", epilog=_STATUS_EPILOG, context_settings=_CONTEXT)

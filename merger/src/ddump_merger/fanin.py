@@ -1,11 +1,12 @@
 """Brings all targets' bytes to the merge and its records to the sink.
 
-One task per target reads, one moves records on. A worker's stream is read as it
-comes, a file when the merge waits for it. While the sink is full nothing is read, and
-the senders are held by TCP. The merge is never waited for by polling: bytes, ends and
-the clock wake the task that drains it.
+One task per target reads, one moves records on. A worker's live stream is read as it
+comes, a file or a window of its ring when the merge waits for it: what a window sends
+meanwhile waits in the connection, and its worker is held by TCP, as all are while the
+sink is full. The merge is never waited for by polling: bytes, ends and the clock wake
+the task that drains it.
 
-The clock moves only streams, which deliver what happens now: one that was silent for
+The clock moves only live streams, which deliver what happens now: one that was silent for
 ``hold`` cannot hold the others back by more than that. While the sink is full, or this
 process slept, silence means nothing, and counts from anew.
 """
@@ -31,11 +32,15 @@ from ddump_common.units import SECONDS
 
 from .header import choose_link_type, fits, link_type_name
 from .lane import Lane, LaneState
+from .scan import Scan
+from .target import HttpTarget
+from .window import told_gaps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ._merge import Merge
+    from .account import Account
     from .config import Config
     from .header import OutputHeader
     from .sink import Sink
@@ -69,16 +74,22 @@ class Fanin:
         sink: Sink,
         header: OutputHeader,
         *,
+        ask: Callable[[Lane], Awaitable[Account | None]],
         on_end: Callable[[Lane], None] = lambda _: None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """``on_end`` is called for each target that ended by itself."""
+        """Take the parts.
+
+        ``on_end`` is called for each target that ended by itself, ``ask`` asks a worker
+        what it says of a window.
+        """
         self._config = config
         self._merge = merge
         self._lanes = lanes
         self._sink = sink
         self._header = header
         self._on_end = on_end
+        self._ask = ask
         self._clock_ns = clock_ns
         self._loop = asyncio.get_running_loop()
         self._hold = config.hold_ns / SECONDS
@@ -152,7 +163,8 @@ class Fanin:
             lane.state = LaneState.OPEN
             lane.heard = self._loop.time()
             logger.info("%s: opened", lane.name)
-            await (self._read_stream(lane) if lane.live else self._read_file(lane))
+            self._tell_gaps(lane)
+            await (self._read_stream(lane) if lane.live else self._read_wanted(lane))
             self._merge.receive_eof(lane.index)
             if not lane.has_header:
                 raise BrokenStreamError("ended before the header of a capture")
@@ -176,11 +188,34 @@ class Fanin:
         except TimeoutError:
             self._take_arrived(lane)
 
-    async def _read_file(self, lane: Lane) -> None:
-        while data := await lane.source.read():
+    async def _read_wanted(self, lane: Lane) -> None:
+        """Read a file, or a window until it is a live stream."""
+        read: Callable[[], Awaitable[bytes | None]] = lane.source.read
+        if isinstance(lane.target, HttpTarget):
+            read = Scan(lane, self._config, self._ask).read
+        while data := await read():
             lane.wanted.clear()
             self._receive(lane, data)
             await lane.wanted.wait()
+        if data is None:
+            self._make_live(lane)
+            await self._read_stream(lane)
+
+    def _make_live(self, lane: Lane) -> None:
+        logger.info("%s: caught up, live from now on", lane.name)
+        lane.live = True
+        lane.heard = self._loop.time()
+        self._merge.limit(lane.index, self._config.buffer_bytes, live=True)
+        if self._timer is None:
+            self._arm()
+
+    def _tell_gaps(self, lane: Lane) -> None:
+        lane.window = lane.source.window
+        if lane.window is None:
+            return
+        told = told_gaps(lane.window, now_ns=self._clock_ns())
+        if told:
+            logger.error("%s: %s", lane.name, told)
 
     def _receive(self, lane: Lane, data: bytes) -> None:
         """Hand bytes to the merge.
@@ -296,7 +331,7 @@ class Fanin:
         return self._header_written and self._merge.done
 
     def _want(self) -> None:
-        """Ask for the bytes that the merge waits for, if they are a file's."""
+        """Ask for the bytes that the merge waits for, if nobody reads them unasked."""
         if self._link_type is None:
             for lane in self._lanes:
                 if not lane.has_header:
@@ -353,13 +388,22 @@ class Fanin:
     def _movable(self) -> list[Lane]:
         """Return the streams that the clock may move.
 
-        One that is still connecting holds back files, which are there whole, but no
-        stream that flows.
+        One that is still connecting holds back files and windows, which are there
+        whole, but no stream that flows. So a window that takes longer than ``hold`` to
+        open while a stream flows has lost its place.
         """
-        live = [lane for lane in self._lanes if lane.live and not lane.ended]
-        flowing = [lane for lane in live if lane.state is LaneState.OPEN]
-        has_files = len(self._config.file_targets) > 0
-        return flowing if has_files and not flowing else live
+        open_lanes = [lane for lane in self._lanes if not lane.ended]
+        live = [lane for lane in open_lanes if lane.live]
+        flows = any(lane.state is LaneState.OPEN for lane in live)
+        if flows:
+            return live + [
+                lane
+                for lane in open_lanes
+                if not lane.live
+                and lane.state is LaneState.CONNECTING
+                and isinstance(lane.target, HttpTarget)
+            ]
+        return live if all(lane.live for lane in self._lanes) else []
 
     def _restart_silence(self) -> None:
         now = self._loop.time()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Coroutine
 
+    from .account import Account
     from .config import Config
     from .progress import Progress
     from .source import Source
@@ -97,17 +98,24 @@ async def _run(
         header = OutputHeader(
             targets=config.targets, pcapng=config.pcapng, precision=precision
         )
-        settle = _settle(config)
+        ask, settle = _accountants(config)
         async with asyncio.TaskGroup() as tasks:
             accounted: set[int] = set()
 
             def account(lane: Lane) -> None:
                 """Ask what was dropped of the lane, once: at its end or at ours."""
-                if settle is not None and lane.index not in accounted:
+                # What a live stream dropped is shown, what a window lacks also counts.
+                if (
+                    config.quiet
+                    and isinstance(lane.target, HttpTarget)
+                    and lane.target.live
+                ):
+                    return
+                if lane.index not in accounted:
                     accounted.add(lane.index)
                     tasks.create_task(settle(lane), name=f"account {lane.name}")
 
-            fanin = Fanin(config, merge, lanes, sink, header, on_end=account)
+            fanin = Fanin(config, merge, lanes, sink, header, on_end=account, ask=ask)
             progress = _progress(config, lanes, merge)
             _stop_on_signals(fanin, progress)
             shown = None if progress is None else tasks.create_task(progress.run())
@@ -123,13 +131,22 @@ async def _run(
     return exit_code(lanes, interrupted=fanin.interrupted)
 
 
-def _settle(config: Config) -> Callable[[Lane], Coroutine[None, None, None]] | None:
-    """Return what asks a worker for its drops, when they will be shown."""
-    if config.quiet or not config.http_targets:
-        return None
-    from .account import settle
+async def _no_account(_: Lane) -> None:
+    """Ask nobody: a file has no worker."""
 
-    return settle
+
+def _accountants(
+    config: Config,
+) -> tuple[
+    Callable[[Lane], Coroutine[None, None, Account | None]],
+    Callable[[Lane], Coroutine[None, None, None]],
+]:
+    """Return what asks a worker of a stream, and what notes what was lost of it."""
+    if not config.http_targets:
+        return _no_account, _no_account
+    from .account import ask, settle
+
+    return ask, settle
 
 
 async def _open_lanes(
@@ -152,7 +169,7 @@ async def _open_lanes(
     now = asyncio.get_running_loop().time()
     lanes = []
     for index, target in enumerate(config.targets):
-        live = isinstance(target, HttpTarget)
+        live = isinstance(target, HttpTarget) and target.live
         merge.limit(index, config.buffer_bytes, live=live)
         lanes.append(
             Lane(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ddump_common.errors import DdumpError
+    from ddump_common.window import WindowReport
 
     from .source import Source
     from .target import Target
@@ -28,10 +29,13 @@ class LaneState(enum.StrEnum):
 class Lane:
     """One input of the merge.
 
-    ``index`` is its number there. ``live`` is whether the clock may move it. ``heard``
-    is when bytes last came, by the event loop's clock. ``error`` is why it is missing
-    or was cut short. ``dropped`` is how many of its packets were lost on the worker's
-    host, when that is known. ``wanted`` is set while the merge waits for a file's next bytes.
+    ``index`` is its number there. ``live`` is whether the clock may move it; a window
+    that is followed becomes it when it has caught up. ``heard`` is when bytes last came,
+    by the event loop's clock. ``error`` is why it is missing or was cut short.
+    ``window`` is what of its window the ring has, ``dropped`` how many of its packets
+    were lost on the worker's host, and ``skipped`` how many were recorded there and
+    overwritten before they were read, when that is known. ``wanted`` is set while the
+    merge waits for the next bytes of a file or a window.
     """
 
     index: int
@@ -42,7 +46,9 @@ class Lane:
     state: LaneState = LaneState.CONNECTING
     has_header: bool = False
     error: DdumpError | None = None
+    window: WindowReport | None = None
     dropped: int | None = None
+    skipped: int = 0
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -54,3 +60,9 @@ class Lane:
     def ended(self) -> bool:
         """Whether nothing comes any more."""
         return self.state is LaneState.ENDED
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something that was asked for is missing."""
+        gaps = self.window is not None and bool(self.window.gaps)
+        return self.error is not None or gaps or self.skipped > 0

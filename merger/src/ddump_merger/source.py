@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
+    from ddump_common.window import WindowReport
+
     from .target import FileTarget
 
     T = TypeVar("T")
@@ -34,6 +36,10 @@ _LONGEST_POLL_MS = (1 << 31) - 1  # poll(2) takes an int; it is 24 days
 
 class Source(Protocol):
     """Where one target's bytes come from."""
+
+    @property
+    def window(self) -> WindowReport | None:
+        """What of the window that was asked for there is, when it was told."""
 
     async def open(self) -> None:
         """Get ready to be read.
@@ -114,6 +120,11 @@ class FileSource:
         self._fd = -1
         self._may_block = True
         self._reading: asyncio.Future[bytes | None] | None = None
+
+    @property
+    def window(self) -> None:
+        """Nobody tells what a file has not."""
+        return
 
     async def open(self) -> None:
         """Open the file.

@@ -9,6 +9,7 @@ capture is refused by its type, errors are read to a limit and never decompresse
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import socket
@@ -27,14 +28,17 @@ from ddump_common.api import (
     MEDIA_TYPE_PCAPNG,
     MEDIA_TYPE_PROBLEM,
     STREAM_HEADER,
+    WINDOW_HEADER,
 )
 from ddump_common.errors import (
     BrokenStreamError,
     RefusedError,
     UnreachableError,
+    UsageError,
 )
 from ddump_common.text import printable
 from ddump_common.units import SECONDS, format_duration
+from ddump_common.window import WindowReport
 
 from . import __version__
 from .resolver import Resolver
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
     from .target import HttpTarget
 
 __all__ = ["HttpSource", "fetch", "open_session"]
+
+logger = logging.getLogger(__name__)
 
 # What a connection may break with; the last is not a ClientError.
 _BROKEN = (aiohttp.ClientError, OSError, aiohttp.http.HttpProcessingError)
@@ -114,6 +120,8 @@ class HttpSource:
         self.session = session
         self.number: int | None = None
         """What the worker calls this stream in its status."""
+        self.window: WindowReport | None = None
+        """What of the window that was asked for the worker has."""
         self._connect_timeout_ns = connect_timeout_ns
         self._response: aiohttp.ClientResponse | None = None
 
@@ -139,6 +147,7 @@ class HttpSource:
             raise
         self._response = response
         self.number = _stream_number(response)
+        self.window = _window_report(response, self.target)
         _watch_connection(response)
 
     async def read(self) -> bytes:
@@ -187,6 +196,25 @@ class HttpSource:
 def _stream_number(response: aiohttp.ClientResponse) -> int | None:
     number = response.headers.get(STREAM_HEADER, "")
     return int(number) if re.fullmatch("[0-9]{1,18}", number, re.ASCII) else None
+
+
+def _window_report(
+    response: aiohttp.ClientResponse, target: HttpTarget
+) -> WindowReport | None:
+    # RFC 9651, 4.2: several lines are one field.
+    value = ", ".join(response.headers.getall(WINDOW_HEADER, []))
+    if not value:
+        return None
+    try:
+        return WindowReport.parse(value)
+    except UsageError as exc:
+        logger.warning(
+            "%s: whether the ring has all is not known: its %s is wrong: %s",
+            target.name,
+            WINDOW_HEADER,
+            exc,
+        )
+        return None
 
 
 def _watch_connection(response: aiohttp.ClientResponse) -> None:
@@ -359,7 +387,7 @@ def _check_type(response: aiohttp.ClientResponse) -> None:
         raise RefusedError(
             f"the answer is {_one_line(media_type)}, not a capture",
             status=response.status,
-            hint="is the path right? a worker has /capture",
+            hint="is the path right? a worker has /capture and /ring",
         )
 
 
@@ -386,7 +414,7 @@ def _refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:
     hints = {
         401: "see --user and --token-file",
         403: "the credentials are not enough",
-        404: "is the path right? a worker has /capture",
+        404: "is the path right? a worker has /capture and /ring",
     }
     return RefusedError(reason, status=status, hint=hints.get(status, ""))
 

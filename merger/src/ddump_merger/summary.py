@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from ddump_common.errors import ExitCode
 from ddump_common.text import printable
 
+from .target import HttpTarget
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -22,8 +24,7 @@ def exit_code(lanes: Sequence[Lane], *, interrupted: bool) -> ExitCode:
     Who interrupts before any target has answered gets the empty capture that is asked
     for then; a target that was refused by then is missing all the same.
     """
-    failed = [lane for lane in lanes if lane.error is not None]
-    if not failed:
+    if not any(lane.incomplete for lane in lanes):
         return ExitCode.OK
     if any(lane.has_header for lane in lanes) or interrupted:
         return ExitCode.INCOMPLETE
@@ -50,10 +51,12 @@ def _counts(lane: Lane, packets: int, late: int, cut: int) -> str:
         reason = "it had not answered" if lane.error is None else lane.error
         return f"not captured: {reason}"
     parts = [f"{_count(packets, 'packet')} received"]
-    if lane.live:
+    if isinstance(lane.target, HttpTarget):
         dropped = "-" if lane.dropped is None else lane.dropped
         parts.append(f"{dropped} dropped by kernel")
     parts.append(f"{late} late")
+    if lane.skipped:
+        parts.append(f"{lane.skipped} overwritten before they were read")
     if cut:
         parts.append(f"{cut} cut to the snapshot length")
     if lane.error is not None:

@@ -6,9 +6,10 @@
            | a capture file
            | -
 
-No port means 8475, no path ``/capture``; a path that ends in ``/`` is the prefix under
-which a proxy serves that worker. The query may be written as people type it, spaces
-and all; it is decoded as a form is, and only what a worker takes is let through.
+No port means 8475; no path means ``/capture``, or ``/ring`` when a window is asked for;
+a path that ends in ``/`` is the prefix under which a proxy serves that worker. The
+query may be written as people type it, spaces and all; it is decoded as a form is, and
+only what a worker takes is let through.
 Credentials leave the URL here and are never shown again.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -23,13 +25,17 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from ddump_common.api import (
     CAPTURE_PATH,
     DEFAULT_PORT,
+    RING_PATH,
     CaptureQuery,
     Link,
+    RingQuery,
     join_filters,
 )
 from ddump_common.errors import ParameterError, UsageError
 from ddump_common.text import printable
 from ddump_common.units import format_duration
+
+from .window import WINDOW_NAMES, parse_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,8 +73,14 @@ _MAX_FILE_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryOptions:
-    """The options of the command that become parameters of every worker's query."""
+    """The options of the command that become parameters of every worker's query.
 
+    ``window`` are those of a window, as they were written; ``now_ns`` is the moment
+    from which all windows are counted, one for all targets.
+    """
+
+    window: tuple[tuple[str, str], ...] = ()
+    now_ns: int = field(default_factory=time.time_ns)
     filter: str = ""
     interfaces: tuple[str, ...] = ()
     snaplen: int | None = None
@@ -78,7 +90,7 @@ class QueryOptions:
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return them as a query has them, without the filter, which is joined."""
-        pairs = [("interface", name) for name in self.interfaces]
+        pairs = [*self.window, *(("interface", name) for name in self.interfaces)]
         if self.snaplen is not None:
             pairs.append(("snaplen", str(self.snaplen)))
         if self.duration_ns is not None:
@@ -99,8 +111,18 @@ class HttpTarget:
     host: str
     port: int
     path: str
-    query: CaptureQuery
+    query: CaptureQuery | RingQuery
     authorization: Authorization | None = field(default=None, repr=False)
+
+    @property
+    def live(self) -> bool:
+        """Whether it delivers what happens now, from the start on."""
+        return not isinstance(self.query, RingQuery)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is a window that goes on with what happens now."""
+        return isinstance(self.query, RingQuery) and self.query.follow
 
     @property
     def origin(self) -> str:
@@ -169,6 +191,12 @@ def _parse_file(text: str, options: QueryOptions) -> FileTarget:
             f"{redacted(text)}: not a URL of a worker",
             hint="[LABEL=]http://HOST or https://HOST",
         )
+    if options.window:
+        raise UsageError(
+            f"{redacted(text)}: --last, --since, --until and --follow are for workers, "
+            "not for files",
+            hint="editcap -A and -B cut files",
+        )
     if options.filter.strip() or options.interfaces or options.snaplen is not None:
         raise UsageError(
             f"{redacted(text)}: --filter, --interface and --snaplen are for workers, "
@@ -193,13 +221,14 @@ def _parse_url(
         authorization = keyring.authorization(
             host, unquote(user) if at else None, unquote(password) if colon else None
         )
+    path, asked = _compose(path, query, options)
     return HttpTarget(
         name=host if label is None else label.strip(),
         scheme=scheme,
         host=host,
         port=port,
-        path=_complete_path(path),
-        query=_compose(query, options),
+        path=path,
+        query=asked,
         authorization=authorization,
     )
 
@@ -245,23 +274,22 @@ def _parse_host(host: str) -> str:
     return ascii_host
 
 
-def _complete_path(path: str) -> str:
-    if not path:
-        return CAPTURE_PATH
-    if path == "/" or path.endswith("/"):
-        path = path[:-1] + CAPTURE_PATH
+def _complete_path(path: str, default: str) -> str:
+    if not path or path.endswith("/"):
+        path = path.removesuffix("/") + default
     return quote(path, safe=_PATH_SAFE)
 
 
-def _compose(query: str, options: QueryOptions) -> CaptureQuery:
-    """Return the URL's query with what the options add to it."""
+def _compose(
+    path: str, query: str, options: QueryOptions
+) -> tuple[str, CaptureQuery | RingQuery]:
+    """Return the URL's path and query with what the options add to them."""
     try:
         pairs = parse_qsl(
             query, keep_blank_values=True, encoding="utf-8", errors="strict"
         )
     except (UnicodeDecodeError, ValueError):
         raise UsageError("the query is not valid UTF-8") from None
-    in_url = CaptureQuery.parse(pairs)
     names = {name for name, _ in pairs}
     added = options.pairs()
     for name, _ in added:
@@ -269,8 +297,20 @@ def _compose(query: str, options: QueryOptions) -> CaptureQuery:
             raise UsageError(
                 f"--{name} is given, and {name}= in the URL", hint="give one"
             )
-    whole = CaptureQuery.parse([p for p in pairs if p[0] != "filter"] + added)
-    return replace(whole, filter=join_filters(in_url.filter, options.filter))
+    window = not WINDOW_NAMES.isdisjoint(names) or bool(options.window)
+    if window and path.endswith(CAPTURE_PATH):
+        raise UsageError(
+            f"{CAPTURE_PATH} has no past",
+            hint=f"for a window leave it out, or write {RING_PATH}",
+        )
+
+    pairs += added
+    if window or path.endswith(RING_PATH):
+        asked: CaptureQuery | RingQuery = parse_window(pairs, now_ns=options.now_ns)
+    else:
+        asked = CaptureQuery.parse(pairs)
+    asked = replace(asked, filter=join_filters(asked.filter, options.filter))
+    return _complete_path(path, RING_PATH if window else CAPTURE_PATH), asked
 
 
 def unique_names(targets: Iterable[Target]) -> list[Target]:
