@@ -52,18 +52,20 @@ def plan(
     segment_size: int,
     free: int,
     reserve: int,
+    pinned: bool,
 ) -> Plan:
     """Return how room is made for one more segment of ``segment_size`` bytes.
 
     ``present`` and ``held`` are the bytes that segments take, oldest first: of those in
     the ring, and of those evicted and still read. ``size`` is what the ring was asked
-    to be, ``free`` what the disk has left, of which ``reserve`` is to stay.
+    to be, ``free`` what the disk has left, of which ``reserve`` is to stay. Where
+    something is ``pinned``, what is evicted may go on taking its bytes.
     """
     used = sum(present)
     spare = free - reserve
-    wanted = min(size, used + segment_size)
+    needed = segment_size if pinned else min(size - used, segment_size)
     revoke = 0
-    while revoke < len(held) and used + spare < wanted:
+    while revoke < len(held) and spare < needed:
         spare += held[revoke]
         revoke += 1
     limit = max(min(size, used + spare), LEAST_SEGMENTS * segment_size)
@@ -71,5 +73,5 @@ def plan(
         limit=limit,
         revoke=revoke,
         evict=excess(present, limit=limit - segment_size),
-        hold=used + spare >= size,
+        hold=spare >= segment_size,
     )

@@ -308,6 +308,7 @@ class Ring:
         with self._lock:
             present = list(self._present)
             held = list(self._held)
+            pinned = bool(self._pins)
         reserve = self._reserve(total)
         decided = plan(
             [each.disk_bytes for each in present],
@@ -316,6 +317,7 @@ class Ring:
             segment_size=options.segment_size,
             free=free,
             reserve=reserve,
+            pinned=pinned,
         )
         for each in held[: decided.revoke]:
             self._revoke(each)

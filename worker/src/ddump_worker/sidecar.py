@@ -26,7 +26,7 @@ TEMPORARY_SUFFIX = ".json.new"
 _MAX_BYTES = 1 << 20
 _MODE = 0o640
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
