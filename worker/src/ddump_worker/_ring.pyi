@@ -3,6 +3,8 @@ from typing import Self, final
 
 HEADER_BYTES: int
 
+def preallocate(fd: int, size: int) -> None: ...
+
 @final
 class Index:
     def __new__(cls, *, link_type: int) -> Self: ...

@@ -19,6 +19,7 @@ cimport cython
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from libc.errno cimport EINTR, EOPNOTSUPP, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -57,7 +58,12 @@ from ddump_worker._window cimport (
     window_advance,
     window_close,
 )
-from ddump_worker.libpcap cimport bpf_validate, instruction
+from ddump_worker.libpcap cimport (
+    FALLOC_FL_KEEP_SIZE,
+    bpf_validate,
+    fallocate,
+    instruction,
+)
 
 HEADER_BYTES = FILE_HEADER
 
@@ -88,6 +94,23 @@ cdef uint32_t cooked_size(int link_type) except 0:
 
 cdef object os_error(int number, str where):
     return OSError(number, f"{os.strerror(number)}: {where}")
+
+
+def preallocate(int fd, long size) -> None:
+    """Take ``size`` bytes of the disk for a file whose size stays as it is.
+
+    A file system that cannot do that is no error.
+
+    Raises:
+        OSError: the disk has not got them.
+
+    """
+    cdef int error = EINTR
+    with nogil:
+        while error == EINTR:
+            error = errno if fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, size) else 0
+    if error not in (0, EOPNOTSUPP):
+        raise os_error(error, f"{size} bytes ahead")
 
 
 @cython.auto_pickle(False)

@@ -255,6 +255,7 @@ class Directory:
         descriptor = os.open(segment.path, _ADOPT)
         try:
             status = os.fstat(descriptor)
+            self._check(os.pread(descriptor, PcapHeader.SIZE, 0))
             segment.index.scan(descriptor, status.st_size)
             size = self._end_of(segment, status.st_size)
             if size < status.st_size or status.st_blocks * _BLOCK > size + _SLACK:

@@ -54,6 +54,12 @@ cdef extern from "pcap/pcap.h" nogil:
     int bpf_validate(const instruction *instructions, int count)
     const char *pcap_statustostr(int status)
 
+cdef extern from "fcntl.h" nogil:
+    enum:
+        FALLOC_FL_KEEP_SIZE
+
+    int fallocate(int fd, int mode, long offset, long length)
+
 cdef extern from "linux/filter.h" nogil:
     # <linux/filter.h> names the same eight bytes sock_filter.
     struct sock_filter:

@@ -1,0 +1,357 @@
+"""A ring's directory: locked, numbered, and what an earlier run left in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from ddump_common.api import Link
+from ddump_common.errors import DdumpError, UsageError
+from ddump_worker.directory import REFRESH_NS, Directory
+from ddump_worker.sidecar import Sidecar, read_sidecar, write_sidecar
+from support.captures import (
+    SLL2,
+    Record,
+    pcap_header,
+    pcap_record,
+)
+
+SECOND = 10**9
+NOW = 1_700_000_000 * SECOND
+FIRST = "ddump-0000000001-20231114T221320Z.pcap"
+SEGMENT_SIZE = 1 << 20
+
+
+def opened(path, *, link=Link.SLL) -> Directory:
+    return Directory(path, link=link, snaplen=262144)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    made = opened(tmp_path / "ring")
+    yield made
+    made.close()
+
+
+def records(count: int, *, at: int = NOW) -> bytes:
+    return b"".join(
+        pcap_record(Record(at + number, bytes(20 + number % 7)), nano=True)
+        for number in range(count)
+    )
+
+
+def left(directory: Directory, body: bytes, said: Sidecar | None = None, **options):
+    """Leave a segment as an earlier run would; return its path."""
+    segment, descriptor = directory.create(NOW, size=SEGMENT_SIZE)
+    os.pwrite(descriptor, pcap_header(nano=True, **options) + body, 0)
+    os.close(descriptor)
+    if said is None:
+        segment.sidecar_path.unlink()
+    else:
+        write_sidecar(segment.sidecar_path, said)
+    return segment.path
+
+
+def adopted(directory: Directory):
+    (segment,) = directory.survey()
+    directory.adopt(segment)
+    return segment
+
+
+# The lock
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_first(directory):
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ddump_common.api import Link\n"
+        "from ddump_worker.directory import Directory\n"
+        "try: Directory(Path(sys.argv[1]), link=Link.SLL, snaplen=262144)\n"
+        "except Exception as exc: print(exc)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, directory.path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"process {os.getpid()} records in {directory.path}" in done.stdout
+    assert "--ring-dir of its own" in done.stdout
+
+
+def test_it_is_free_again_when_it_is_closed(directory):
+    with pytest.raises(UsageError, match=f"process {os.getpid()} records"):
+        opened(directory.path)
+    directory.close()
+    directory.close()
+    opened(directory.path).close()
+
+
+def test_a_lock_that_does_not_yet_say_who_holds_it(directory):
+    (directory.path / "lock").write_text("")
+    with pytest.raises(UsageError, match="not yet known"):
+        opened(directory.path)
+
+
+def test_it_is_made_with_all_above_it_for_the_group_to_read(tmp_path):
+    old = os.umask(0)
+    try:
+        made = opened(tmp_path / "a" / "b")
+        segment, descriptor = made.create(NOW, size=SEGMENT_SIZE)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o750
+    assert stat.S_IMODE(segment.path.stat().st_mode) == 0o640
+    os.close(descriptor)
+    made.close()
+
+
+def test_a_place_that_is_no_directory_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot use the ring directory .*/file: "):
+        opened(tmp_path / "file")
+
+
+def test_a_lock_that_cannot_be_written_is_let_go(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(UsageError, match="No space left"):
+        opened(tmp_path)
+    monkeypatch.undo()
+    opened(tmp_path).close()
+
+
+# New segments
+
+
+def test_a_new_segment_is_a_capture_without_packets(directory):
+    segment, descriptor = directory.create(NOW, size=SEGMENT_SIZE)
+    assert segment.name == FIRST
+    assert segment.growing
+    assert (segment.begin_ns, segment.end_ns) == (NOW, NOW)
+    assert segment.path.read_bytes() == pcap_header(nano=True)
+    assert read_sidecar(segment.sidecar_path) == Sidecar(begin_ns=NOW, end_ns=NOW)
+    # The disk is taken, the size is not.
+    assert segment.path.stat().st_blocks * 512 >= SEGMENT_SIZE
+    os.close(descriptor)
+
+
+def test_one_that_cannot_be_made_leaves_nothing(directory, monkeypatch):
+    def full(_descriptor, _size):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ddump_worker.directory.preallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        directory.create(NOW, size=SEGMENT_SIZE)
+    assert [each.name for each in directory.path.iterdir()] == ["lock"]
+
+
+def test_numbers_go_on_after_the_greatest_whatever_bears_it(directory):
+    (directory.path / "ddump-0000000041-20231114T221320Z.json").write_text("{}")
+    directory.survey()
+    segment, descriptor = directory.create(NOW, size=SEGMENT_SIZE)
+    os.close(descriptor)
+    assert segment.number == 42
+
+
+def test_there_is_a_last_number(directory):
+    (directory.path / "ddump-9999999999-20231114T221320Z.pcap").write_text("no capture")
+    directory.survey()
+    with pytest.raises(OSError, match="no number is left"):
+        directory.create(NOW, size=SEGMENT_SIZE)
+
+
+def test_free_space_is_told(directory):
+    space = directory.space()
+    assert 0 < space.free <= space.total
+
+
+# What an earlier run left
+
+
+def test_whole_records_are_there_again_and_the_torn_one_is_cut(directory):
+    body = records(1000)
+    whole = len(body)
+    path = left(directory, body + records(1)[:-3])
+    segment = adopted(directory)
+    assert segment.index.packets == 1000
+    assert segment.size == path.stat().st_size == 24 + whole
+    assert segment.disk_bytes < 24 + whole + (1 << 16)  # what was taken ahead is free
+    assert segment.closed
+    assert not segment.growing
+
+
+@pytest.mark.parametrize("torn", range(1, 36))
+def test_a_record_may_be_torn_anywhere(directory, torn):
+    body = records(3)
+    path = left(directory, body + records(1)[:torn])
+    assert adopted(directory).index.packets == 3
+    assert path.read_bytes() == pcap_header(nano=True) + body
+
+
+def test_the_first_record_that_cannot_be_ends_it_and_the_rest_is_left(
+    directory, caplog
+):
+    body = records(5) + b"\xff" * 400
+    path = left(directory, body)
+    segment = adopted(directory)
+    assert segment.index.packets == 5
+    assert path.read_bytes() == pcap_header(nano=True) + body
+    assert segment.size == 24 + len(body)
+    assert f"{path.name}: what follows byte {segment.index.committed} is" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 1, 23])
+def test_one_without_a_whole_header_is_removed(directory, size, caplog):
+    caplog.set_level(logging.INFO)
+    path = left(directory, b"", Sidecar(begin_ns=NOW, end_ns=NOW))
+    os.truncate(path, size)
+    assert directory.survey() == []
+    assert [each.name for each in directory.path.iterdir()] == ["lock"]
+    assert f"{path.name} is without a header" in caplog.text
+
+
+def test_what_the_sidecar_says_is_known_again(directory):
+    said = Sidecar(
+        begin_ns=NOW,
+        end_ns=NOW + 5,
+        dropped=2,
+        lost=3,
+        interfaces={"2": ["eth0"], "x": ["no index"]},
+        closed=True,
+    )
+    left(directory, records(3, at=NOW + 99), said)
+    segment = adopted(directory)
+    assert (segment.begin_ns, segment.end_ns) == (NOW, NOW + 5)
+    assert (segment.dropped, segment.lost) == (2, 3)
+    assert segment.interfaces == {2: frozenset({"eth0"})}
+
+
+UNREAD = 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("said_end", "packet", "modified", "end"),
+    [
+        # The packets tell how far it came after the sidecar was written,
+        (5 * SECOND, 6 * SECOND, 7 * SECOND, 6 * SECOND - UNREAD),
+        # but not when they are of before that,
+        (5 * SECOND, 3 * SECOND, 7 * SECOND, 5 * SECOND),
+        # nor when their clock was wrong: the file was written last before that,
+        (5 * SECOND, 86400 * SECOND, 7 * SECOND, 7 * SECOND - UNREAD),
+        # or somebody touched it later.
+        (5 * SECOND, 86400 * SECOND, 90000 * SECOND, 5 * SECOND + 2 * REFRESH_NS),
+    ],
+)
+def test_of_one_that_was_killed_what_is_certain_is_covered(
+    directory, said_end, packet, modified, end
+):
+    said = Sidecar(begin_ns=NOW, end_ns=NOW + said_end)
+    path = left(directory, records(1, at=NOW + packet) + b"torn", said)
+    os.utime(path, ns=(NOW, NOW + modified))
+    segment = adopted(directory)
+    assert (segment.begin_ns, segment.end_ns) == (NOW, NOW + end)
+    # The next run finds the same, though the file was cut.
+    again = adopted(directory)
+    assert (again.begin_ns, again.end_ns) == (NOW, NOW + end)
+
+
+def test_without_a_sidecar_the_name_and_the_packets_tell(directory):
+    path = left(directory, records(1, at=NOW + 9 * SECOND))
+    os.utime(path, ns=(NOW, NOW + 20 * SECOND))
+    segment = adopted(directory)
+    assert segment.begin_ns == NOW + SECOND
+    assert segment.end_ns == NOW + 9 * SECOND - UNREAD
+
+
+def test_of_one_without_packets_and_sidecar_nothing_is_covered(directory):
+    left(directory, b"")
+    segment = adopted(directory)
+    assert segment.begin_ns == segment.end_ns
+
+
+def test_a_sidecar_that_is_garbage_is_as_good_as_none(directory):
+    path = left(directory, records(1))
+    path.with_suffix(".json").write_text("{")
+    assert adopted(directory).index.packets == 1
+
+
+def test_what_was_not_written_here_is_left_alone_and_named(directory, caplog):
+    here = directory.path
+    names = [f"ddump-000000010{number}-20231114T221320Z.pcap" for number in range(7)]
+    body = records(2)
+    (here / names[0]).write_bytes(pcap_header(nano=False) + body)
+    (here / names[1]).write_bytes(pcap_header(nano=True, link_type=SLL2) + body)
+    (here / names[2]).write_bytes(pcap_header(nano=True, byte_order=">") + body)
+    (here / names[3]).write_bytes(b"#!/bin/sh\n" + bytes(20))
+    (here / names[4]).mkdir()
+    (here / names[5]).symlink_to("/etc/passwd")
+    (here / names[6]).write_bytes(pcap_header(nano=True) + body)
+    (here / names[6]).with_suffix(".json").write_text('{"version":2}')
+    others = [
+        "ddump-0000000200-20239914T221320Z.pcap",  # no such day
+        "ddump-1-20231114T221320Z.pcap",
+        "ddump-0000000300-20231114T221320Z.json",  # not ours, and no segment beside it
+        "notes.txt",
+        "ddump-0000000001-20231114T221320Z.pcap.gz",
+    ]
+    for name in others:
+        (here / name).write_text("mine")
+    os.mkfifo(here / "ddump-0000000400-20231114T221320Z.pcap")
+    before = sorted(each.name for each in here.iterdir())
+    assert directory.survey() == []
+    assert sorted(each.name for each in here.iterdir()) == before
+    for name in (*names, *others, "ddump-0000000400-20231114T221320Z.pcap"):
+        assert f"left alone in {here}: {name} (" in caplog.text
+    assert "link type 276, this ring's is 113" in caplog.text
+    assert "is of version 2" in caplog.text
+
+
+def test_many_strangers_are_counted(directory, caplog):
+    for number in range(25):
+        (directory.path / f"{number:02}").touch()
+    directory.survey()
+    assert len(caplog.records) == 21
+    assert "5 more" in caplog.text
+
+
+def test_a_fifo_does_not_hold_it_up(directory):
+    os.mkfifo(directory.path / FIRST)
+    assert directory.survey() == []
+
+
+def test_what_a_killed_process_was_about_to_say_is_removed(directory):
+    stem = "ddump-0000000007-20231114T221320Z"
+    (directory.path / f"{stem}.json.new").write_text('{"vers')
+    write_sidecar(directory.path / f"{stem}.json", Sidecar(begin_ns=1, end_ns=2))
+    assert directory.survey() == []
+    assert [each.name for each in directory.path.iterdir()] == ["lock"]
+
+
+def test_one_that_went_meanwhile_is_an_error(directory):
+    left(directory, records(1))
+    (segment,) = directory.survey()
+    segment.path.unlink()
+    with pytest.raises(OSError, match="No such file"):
+        directory.adopt(segment)
+
+
+def test_one_that_became_another_file_meanwhile_is_an_error(directory):
+    left(directory, records(1))
+    (segment,) = directory.survey()
+    segment.path.write_bytes(bytes(10))
+    with pytest.raises((OSError, DdumpError)):
+        directory.adopt(segment)
+
+
+def test_they_are_found_in_the_order_of_their_recording(directory):
+    paths = [left(directory, records(1)) for _ in range(12)]
+    assert [each.path for each in directory.survey()] == paths
