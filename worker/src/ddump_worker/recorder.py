@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from .ring import Ring
 
-__all__ = ["PacketSource", "Recorder"]
+__all__ = ["RECORDING", "PacketSource", "Recorder"]
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Recorder:
     def _fail(self, exc: Exception) -> None:
         _log.error("nothing is recorded any more", exc_info=exc)
         self.failure = exc
-        self._ring.state = f"failed: {exc or type(exc).__name__}"
+        self._ring.state = f"failed: {str(exc) or type(exc).__name__}"
 
     def _finish(self, flushed_ns: int | None) -> None:
         try:
