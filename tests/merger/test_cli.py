@@ -121,7 +121,7 @@ def test_only_the_first_word_can_be_a_subcommand(config):
     assert [t.name for t in config("a.pcap", "status").targets] == ["a.pcap", "status"]
     assert [t.name for t in config("-q", "status").targets] == ["status"]
     assert [t.name for t in config("./status").targets] == ["./status"]
-    assert [t.name for t in config("segments").targets] == ["segments"]
+    assert [t.name for t in config("./segments").targets] == ["./segments"]
 
 
 def test_files_of_targets(config, tmp_path):

@@ -7,14 +7,23 @@ import io
 import json
 import os
 import pty
+import time
 
 import msgspec
 import pytest
 
-from ddump_common.answers import Memory, Status, StreamInfo, StreamState, Totals
+from ddump_common.answers import (
+    IntervalInfo,
+    Memory,
+    RingInfo,
+    Status,
+    StreamInfo,
+    StreamState,
+    Totals,
+)
 from ddump_common.errors import ExitCode, UsageError
 from ddump_merger.config import TlsFiles
-from ddump_merger.status import show_status, status_lines
+from ddump_merger.status import ring_lines, show_status, status_lines
 from ddump_merger.target import parse_target
 from support.certificates import Authority
 from support.commands import COMMAND, environment, run
@@ -43,14 +52,52 @@ STATUS = Status(
 JSON = msgspec.json.encode(STATUS)
 
 
+NOW = 1_700_661_780 * 1_000_000_000
+RING = RingInfo(
+    state="recording", link="sll", segments=12, packets=5, bytes=710_000_000,
+    limit_bytes=2_000_000_000, pinned_bytes=0, pinned_limit_bytes=0, dropped=3, lost=0,
+    coverage=[IntervalInfo(begin_ns=NOW - 70 * 10**9, end_ns=NOW)],
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch):
+    """This process is in Greenwich."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 def test_the_table():
-    hostile = msgspec.structs.replace(STATUS, host="ev\x1b[2Jil", version="v" * 30)
-    rows = status_lines({"web1": STATUS, "b\x07": hostile})
-    assert rows == [
+    assert status_lines({"web1": STATUS}) == [
         ["target", "host", "version", "streams", "packets", "dropped", "memory"],
         ["web1", "web1.example", "0.1.0", "1/8", "12345", "7", "32MiB/256MiB"],
-        [r"b\x07", r"ev\x1b[2Jil", "v" * 19 + "…", "1/8", "12345", "7", "32MiB/256MiB"],
     ]
+
+
+def test_rings():
+    other = msgspec.structs.replace(STATUS, ring=RING)
+    assert ring_lines({"web1": STATUS, "b": other}, now_ns=NOW) == [
+        ["target", "ring", "size", "dropped", "lost", "covered"],
+        ["b", "recording", "710MB/2GB", "3", "0", "14:01:50 to 14:03:00 (1m10s)"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "cells"),
+    [
+        ({"adopting": True}, ["recording, adopting", "710MB/2GB"]),
+        ({"shortened": "the disk is full"},
+         ["recording, shortened: the disk is full", "710MB/2GB"]),
+        ({"bytes": -1, "limit_bytes": 10**400}, ["recording", "?/?"]),
+    ],
+)  # fmt: skip
+def test_what_hinders_a_ring(fields, cells):
+    ring = msgspec.structs.replace(RING, **fields)
+    status = msgspec.structs.replace(STATUS, ring=ring)
+    assert ring_lines({"a": status}, now_ns=NOW)[1][1:3] == cells
 
 
 @pytest.mark.parametrize("words", [[], ["a.pcap"], ["http://a", "-"]])
@@ -168,6 +215,19 @@ async def test_the_subcommand():
     assert result.code == 4
     assert result.err == "ddump: bad: connection refused\n"
     assert b"web1.example" in result.out
+
+
+@pytest.mark.process
+async def test_the_subcommand_tells_of_rings():
+    body = msgspec.json.encode(msgspec.structs.replace(STATUS, ring=RING))
+    async with serving(answer("200 OK", body)) as server:
+        result = await run("status", f"web1={server.url}", env=environment(TZ="UTC"))
+    assert result.code == 0
+    assert (
+        result.out.decode()
+        .splitlines()[4]
+        .startswith("web1\trecording\t710MB/2GB\t3\t0\t2023-11-22 14:01:50 to ")
+    )
 
 
 @pytest.mark.process

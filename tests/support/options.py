@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ddump_merger.cli import merge_command, status_command
+from ddump_merger.cli import merge_command, segments_command, status_command
 from ddump_worker.cli import command as worker_command
 
 ROOT = Path(__file__).parents[2]
@@ -18,11 +18,13 @@ TABLES = {
     ROOT / "README.rst": {
         "ddump": merge_command,
         "ddump status": status_command,
+        "ddump segments": segments_command,
         "ddump-worker": worker_command,
     },
     ROOT / "merger/README.rst": {
         "ddump": merge_command,
         "ddump status": status_command,
+        "ddump segments": segments_command,
     },
     ROOT / "worker/README.rst": {"ddump-worker": worker_command},
 }

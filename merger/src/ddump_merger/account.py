@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from ddump_common.answers import Status
-from ddump_common.api import STATUS_PATH
+from ddump_common.answers import Segments, Status
+from ddump_common.api import SEGMENTS_PATH, STATUS_PATH
 from ddump_common.errors import RefusedError, UnreachableError
 from ddump_common.units import SECONDS
 
@@ -30,12 +30,17 @@ if TYPE_CHECKING:
     from .lane import Lane
     from .target import HttpTarget
 
-__all__ = ["Account", "ask", "fetch_status", "settle"]
+__all__ = ["Account", "ask", "fetch_segments", "fetch_status", "settle"]
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 logger = logging.getLogger(__name__)
 
 # Far above a worker's with all its streams, each with the longest filter.
 _MAX_STATUS_BYTES = 1 << 20
+
+# Sixty thousand segments: 4 TB of them.
+_MAX_SEGMENTS_BYTES = 16 << 20
 
 # People wait for the account at the end, the more so after an interrupt.
 _PATIENCE_NS = 2 * SECONDS
@@ -50,19 +55,50 @@ async def fetch_status(
         PeerError: it cannot be had, and why.
 
     """
+    return await _fetch(
+        target, session, STATUS_PATH, Status,
+        max_bytes=_MAX_STATUS_BYTES, timeout_ns=timeout_ns,
+    )  # fmt: skip
+
+
+async def fetch_segments(
+    target: HttpTarget, session: aiohttp.ClientSession, *, timeout_ns: int
+) -> Segments:
+    """Return what a worker says of its ring.
+
+    Raises:
+        PeerError: it cannot be had, and why.
+
+    """
+    return await _fetch(
+        target, session, SEGMENTS_PATH, Segments,
+        max_bytes=_MAX_SEGMENTS_BYTES, timeout_ns=timeout_ns,
+    )  # fmt: skip
+
+
+async def _fetch(
+    target: HttpTarget,
+    session: aiohttp.ClientSession,
+    path: str,
+    type_: type[T],
+    *,
+    max_bytes: int,
+    timeout_ns: int,
+) -> T:
     body = await fetch(
         target,
-        target.api_url(STATUS_PATH),
+        target.api_url(path),
         session,
         accept="application/json",
-        max_bytes=_MAX_STATUS_BYTES,
+        max_bytes=max_bytes,
         timeout_ns=timeout_ns,
     )
     try:
-        return msgspec.json.decode(body, type=Status)
+        return msgspec.json.decode(body, type=type_)
     except msgspec.DecodeError as exc:
         raise RefusedError(
-            f"the answer is not a worker's status: {exc}", status=HTTPStatus.OK
+            f"the answer is not a worker's {type_.__name__.lower()}: {exc}",
+            status=HTTPStatus.OK,
         ) from exc
 
 

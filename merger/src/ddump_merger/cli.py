@@ -33,7 +33,7 @@ from .window import parse_window
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["main", "merge_command", "status_command"]
+__all__ = ["main", "merge_command", "segments_command", "status_command"]
 
 _EPILOG = """\b
 Exit status:
@@ -44,7 +44,8 @@ Exit status:
   4  the output is good, but a target is missing or was cut short
   5  the output cannot be written
 
-"ddump status TARGET..." asks workers for their state: ddump status --help.
+"ddump status TARGET..." asks workers for their state, "ddump segments TARGET..." for
+what their rings hold: ddump status --help, ddump segments --help.
 """
 _STATUS_EPILOG = """\b
 Exit status:
@@ -319,20 +320,44 @@ def _window(options: dict[str, Any], now_ns: int) -> tuple[tuple[str, str], ...]
     return tuple(pairs)
 
 
+_JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="JSON objects, one a line."
+)
+
+
 @click.command("ddump status", epilog=_STATUS_EPILOG, context_settings=_CONTEXT)
 @_TARGET_OPTIONS
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_JSON_OPTION
 @_CONNECTION_OPTIONS
 @click.pass_context
 def status_command(context: click.Context, /, **_: object) -> ExitCode:
-    """Ask every worker for its state: streams, packets, drops, memory."""
-    options = context.params
-    _configure_logging(quiet=options["quiet"], verbose=options["verbose"])
-    targets = _targets(options, QueryOptions())
+    """Ask every worker for its state: streams, packets, drops, memory, the ring."""
     from .status import show_status
 
-    return show_status(
-        targets,
+    return _show(context, show_status)
+
+
+@click.command("ddump segments", epilog=_STATUS_EPILOG, context_settings=_CONTEXT)
+@_TARGET_OPTIONS
+@_JSON_OPTION
+@_CONNECTION_OPTIONS
+@click.pass_context
+def segments_command(context: click.Context, /, **_: object) -> ExitCode:
+    """Ask every worker what its ring holds: segments, packets, drops, gaps.
+
+    With --json there is an object for each segment, and one for each ring.
+    """
+    from .segments import show_segments
+
+    return _show(context, show_segments)
+
+
+def _show(context: click.Context, show: Callable[..., ExitCode]) -> ExitCode:
+    """Run a command that asks workers."""
+    options = context.params
+    _configure_logging(quiet=options["quiet"], verbose=options["verbose"])
+    return show(
+        _targets(options, QueryOptions()),
         tls=_tls_files(options),
         connect_timeout_ns=options["connect_timeout"],
         as_json=options["as_json"],
@@ -390,13 +415,16 @@ def _configure_logging(*, quiet: bool, verbose: int) -> None:
     logging.getLogger(__package__).setLevel(logging.ERROR if quiet else level)
 
 
+_SUBCOMMANDS = {"status": status_command, "segments": segments_command}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the first word names, and return the exit code."""
     ensure_standard_error()
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = merge_command
-    if words[:1] == ["status"]:
-        command, words = status_command, words[1:]
+    if words and words[0] in _SUBCOMMANDS:
+        command, words = _SUBCOMMANDS[words[0]], words[1:]
     return run(
         lambda: command.main(words, prog_name=command.name, standalone_mode=False)
     )

@@ -18,13 +18,15 @@ from ddump_common.timespec import LOCAL, format_time, parse_time
 from ddump_common.units import MILLISECONDS, SECONDS, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from ddump_common.window import Interval, WindowReport
+    from ddump_common.answers import IntervalInfo
+    from ddump_common.window import WindowReport
 
 __all__ = [
     "WINDOW_NAMES",
     "parse_window",
+    "told_coverage",
     "told_duration",
     "told_gaps",
     "told_interval",
@@ -35,6 +37,9 @@ WINDOW_NAMES = frozenset({"last", "since", "until", "follow"})
 
 # More of them are no help on a terminal, least of all from forty targets.
 _MOST_GAPS = 4
+
+# What is longer came from the network, and no capture is.
+_LONGEST_NS = 1 << 63
 
 # The least of a length, and what it is rounded down to.
 _ROUNDING = (
@@ -88,7 +93,8 @@ def _absolute(name: str, text: str, now_ns: int) -> str:
 def told_gaps(report: WindowReport, *, now_ns: int) -> str:
     """Return what the ring has not of a window; empty when it has all of it."""
     shown = [
-        f"from {told_interval(gap, now_ns=now_ns)}" for gap in report.gaps[:_MOST_GAPS]
+        f"from {told_interval(gap.begin_ns, gap.end_ns, now_ns=now_ns)}"
+        for gap in report.gaps[:_MOST_GAPS]
     ]
     more = len(report.gaps) - len(shown) + report.omitted
     if more:
@@ -96,13 +102,21 @@ def told_gaps(report: WindowReport, *, now_ns: int) -> str:
     return f"the ring has nothing {', '.join(shown)}" if shown else ""
 
 
-def told_interval(interval: Interval, *, now_ns: int) -> str:
+def told_interval(begin_ns: int, end_ns: int, *, now_ns: int) -> str:
     """Return both ends and the length of an interval; ``now_ns`` is this moment."""
-    begin, end = interval.begin_ns, interval.end_ns
     return (
-        f"{told_time(begin, now_ns=now_ns)} to {told_time(end, now_ns=now_ns)} "
-        f"({told_duration(end - begin)})"
+        f"{told_time(begin_ns, now_ns=now_ns)} to {told_time(end_ns, now_ns=now_ns)} "
+        f"({told_duration(end_ns - begin_ns)})"
     )
+
+
+def told_coverage(coverage: Sequence[IntervalInfo], *, now_ns: int) -> str:
+    """Return from when to when a ring reaches, and how often it recorded nothing."""
+    if not coverage:
+        return "nothing"
+    told = told_interval(coverage[0].begin_ns, coverage[-1].end_ns, now_ns=now_ns)
+    gaps = len(coverage) - 1
+    return f"{told}, {gaps} {'gap' if gaps == 1 else 'gaps'}" if gaps else told
 
 
 def told_time(moment_ns: int, *, now_ns: int) -> str:
@@ -121,6 +135,8 @@ def told_time(moment_ns: int, *, now_ns: int) -> str:
 
 def told_duration(nanoseconds: int) -> str:
     """Return a length as people read it: ``1m10s``, ``2s500ms``, ``3ms``."""
+    if not 0 <= nanoseconds < _LONGEST_NS:
+        return "?"
     for least, unit in _ROUNDING:
         if nanoseconds >= least:
             return format_duration(nanoseconds // unit * unit)

@@ -1,0 +1,118 @@
+"""Workers asked all at once for what they tell of themselves, and tables of it.
+
+A table is for people: on a terminal it is drawn, elsewhere its cells are parted by
+tabs. All that came from the network is made printable here, and numbers that cannot be
+are shown as what they are: nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+import msgspec
+import uvloop
+
+from ddump_common.errors import DdumpError, ExitCode, UsageError
+from ddump_common.text import printable
+from ddump_common.units import format_size
+
+from .stream import open_session
+from .target import HttpTarget
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    import aiohttp
+
+    from .config import TlsFiles
+    from .target import Target
+
+    # Asks one worker; raises PeerError.
+    Fetch = Callable[[HttpTarget, aiohttp.ClientSession], Awaitable["T"]]
+
+__all__ = ["print_json", "print_table", "survey", "survey_code", "told_size"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_CELL = 120
+_LARGEST = 1 << 63
+
+
+def survey(
+    targets: Sequence[Target], fetch: Fetch[T], *, command: str, tls: TlsFiles
+) -> dict[str, T]:
+    """Return the answers by target, in the targets' order; say who gave none.
+
+    Raises:
+        UsageError: no target, or one that is a file.
+
+    """
+    workers = [target for target in targets if isinstance(target, HttpTarget)]
+    if not workers or len(workers) < len(targets):
+        raise UsageError(
+            f"{command} is for workers", hint=f"ddump {command} http://HOST..."
+        )
+    context = tls.context(workers)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_ask(workers, fetch, context))
+
+
+async def _ask(
+    workers: Sequence[HttpTarget], fetch: Fetch[T], context: ssl.SSLContext | None
+) -> dict[str, T]:
+    answers: dict[str, T] = {}
+
+    async def ask(worker: HttpTarget) -> None:
+        try:
+            answers[worker.name] = await fetch(worker, session)
+        except DdumpError as exc:
+            logger.error("%s: %s", worker.name, exc)  # noqa: TRY400  # no traceback: it is said to a user
+
+    async with open_session(context) as session, asyncio.TaskGroup() as tasks:
+        for worker in workers:
+            tasks.create_task(ask(worker), name=f"ask {worker.name}")
+    return {w.name: answers[w.name] for w in workers if w.name in answers}
+
+
+def survey_code(targets: Sequence[Target], answers: Mapping[str, object]) -> ExitCode:
+    """Return how a survey went."""
+    if not answers:
+        return ExitCode.NO_TARGET
+    return ExitCode.OK if len(answers) == len(targets) else ExitCode.INCOMPLETE
+
+
+def print_json(target: str, value: msgspec.Struct | Mapping[str, object]) -> None:
+    """Print one object on a line, with the target's name."""
+    click.echo(msgspec.json.encode({"target": target, **msgspec.to_builtins(value)}))
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print a row of headings and what follows."""
+    safe = [[printable(cell, limit=_LONGEST_CELL) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for row in safe:
+            click.echo("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading, *cells in zip(*safe, strict=True):
+        numbers = all(cell[:1].isdigit() or cell == "-" for cell in cells)
+        table.add_column(heading, justify="right" if numbers else "left")
+    for row in safe[1:]:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def told_size(size: int) -> str:
+    """Return a size that came from the network."""
+    return format_size(size) if 0 <= size < _LARGEST else "?"
