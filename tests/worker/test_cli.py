@@ -185,7 +185,7 @@ def test_the_file_may_be_named_by_the_environment(invoke, tmp_path):
         (["--listen", "10.0.0.1:1"], "--allow-plaintext"),
         (["--exclude", ""], "empty --exclude"),
         (["--ring-dir", ""], "'' is not a directory"),
-        (["--ring-dir", "/x", "--ring-size", "100MB"], "no room for two segments"),
+        (["--ring-dir", "/x", "--ring-size", "100MB"], "less than 2 segments"),
         (["--ring-dir", "/x", "--ring-pinned", "some"], "for example 1GB, 5%"),
         (["--ring-dir", "/x", "--ring-link", "ethernet"], "not one of sll, sll2"),
         (["--ring-dir", "/x", "--ring-snaplen", "0"], "0 is not in the range"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from ddump_common.errors import UsageError
 from ddump_worker import config
 from ddump_worker.config import Config, read_file
 from ddump_worker.listen import parse_address
+from ddump_worker.share import Share
 
 LOOPBACK = (parse_address("127.0.0.1:0"),)
 
@@ -35,6 +37,15 @@ def test_the_defaults_of_the_ring():
     assert (config_.ring_buffer_size, config_.max_windows) == (32 << 20, 64)
 
 
+def test_the_ring_gets_what_was_said():
+    options = made(
+        ring_size=10**9, ring_pinned=Share(percent=10), ring_reserve=Share(percent=7.5)
+    ).ring_options(Path("there"))
+    assert (options.directory, options.size) == (Path("there"), 10**9)
+    assert (options.reserve_bytes, options.reserve_percent) == (0, 7.5)
+    assert options.pinned == 10**8
+
+
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         made().max_streams = 9
@@ -51,8 +62,14 @@ def test_it_is_frozen():
         ({"buffer_size": 1 << 31}, "a buffer of"),
         ({"buffer_size": 2 << 20, "capture_memory": 1 << 20}, "less than one buffer"),
         ({"ring_buffer_size": 1}, "a buffer of 1B .*--ring-buffer-size goes from"),
-        ({"segment_size": 999_999}, "--segment-size is at least 1MB"),
-        ({"ring_size": 127_000_001}, "no room for two segments of 64MB"),
+        (
+            {"ring_dir": Path("x"), "segment_size": 999_999},
+            "--segment-size is at least 1MB",
+        ),
+        (
+            {"ring_dir": Path("x"), "ring_size": 127_000_000},
+            "a ring of 127MB is less than 2 segments of 64MB",
+        ),
         ({"ring_filter": "a\0b"}, "--ring-filter holds a NUL"),
     ],
 )

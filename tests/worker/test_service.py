@@ -850,6 +850,9 @@ async def test_the_watch_goes_on_when_counters_cannot_be_taken(monkeypatch, capl
     def refuse():
         raise CaptureError("no netlink")
 
+    async def refuse_async():
+        raise CaptureError("no helper")
+
     swept = []
     monkeypatch.setattr(service, "interfaces", refuse)
     monkeypatch.setattr(service, "_WATCH_SECONDS", 0.01)
@@ -858,7 +861,9 @@ async def test_the_watch_goes_on_when_counters_cannot_be_taken(monkeypatch, capl
         client="", query=CaptureQuery(), started_ns=0, interfaces=[], chosen=frozenset()
     )
     core = SimpleNamespace(
-        connections=SimpleNamespace(sweep=lambda: swept.append(1)), streams=streams
+        connections=SimpleNamespace(sweep=lambda: swept.append(1)),
+        streams=streams,
+        recording=SimpleNamespace(refresh=refuse_async),
     )
     async with asyncio.TaskGroup() as tasks:
         watch = tasks.create_task(service._watch(core))
@@ -866,3 +871,4 @@ async def test_the_watch_goes_on_when_counters_cannot_be_taken(monkeypatch, capl
         assert not watch.done()
         watch.cancel()
     assert "the counters could not be taken: no netlink" in caplog.text
+    assert "what is recorded cannot be adapted: no helper" in caplog.text

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from ddump_common.answers import StreamState
-from ddump_common.api import CaptureQuery
+from ddump_common.api import CaptureQuery, RingQuery
 from ddump_worker.interfaces import Interface
 from ddump_worker.streams import TRANSITIONS, DropMeter, Streams
 
@@ -18,6 +18,8 @@ class Capture:
     """What a stream asks of a live capture, with numbers that a test sets."""
 
     granted = 1 << 20
+    skipped = 0
+    position_ns = None
 
     def __init__(self, packets=0, data_bytes=0, dropped=0):
         self.packets, self.data_bytes, self.dropped = packets, data_bytes, dropped
@@ -89,6 +91,27 @@ async def test_an_account_before_and_after_the_handle_is_open():
     assert (info.id, info.client, info.filter) == (1, "1.2.3.4:5", "udp")
     assert (info.packets, info.bytes, info.dropped) == (3, 400, 2)
     assert (info.buffer_bytes, info.started_ns) == (1 << 20, 7)
+
+
+async def test_a_window_s_account_is_its_own():
+    streams = Streams()
+    window = streams.open(
+        client="1.2.3.4:5", query=RingQuery(follow=True), started_ns=7
+    )
+    assert not streams.open(client="", query=QUERY, started_ns=0).info().window
+    pull = Capture(5, 600, 9)
+    pull.skipped, pull.position_ns, pull.granted = 8, 77, 0
+    window.run(pull)
+    streams.refresh([interface(1, 5)])
+    info = window.info()
+    assert (info.window, info.skipped, info.position_ns) == (True, 8, 77)
+    assert (info.packets, info.dropped, info.interface_dropped) == (5, 9, 0)
+    # The recorder lost them, and each pull of the same packets would count them.
+    for _ in range(2):
+        totals = streams.totals()
+        assert (totals.packets, totals.dropped) == (5, 0)
+        if window.state is not StreamState.CLOSED:
+            streams.close(window)
 
 
 async def test_totals_are_those_of_ended_and_running_streams():

@@ -14,6 +14,8 @@ from ddump_common.api import (
     HEALTH_PATH,
     INTERFACES_PATH,
     METRICS_PATH,
+    RING_PATH,
+    SEGMENTS_PATH,
     STATUS_PATH,
 )
 from ddump_common.errors import DdumpError, UsageError
@@ -43,6 +45,8 @@ def create_app(core: Core) -> web.Application:
     app.on_response_prepare.append(_add_headers)
     for path, handler in (
         (CAPTURE_PATH, handlers.capture),
+        (RING_PATH, handlers.ring),
+        (SEGMENTS_PATH, handlers.segments),
         (HEALTH_PATH, handlers.health),
         (STATUS_PATH, handlers.status),
         (INTERFACES_PATH, handlers.interface_list),
@@ -90,7 +94,7 @@ def _check_body(request: web.Request) -> None:
 
 def _problem(request: web.Request, exc: Exception) -> web.Response:
     problem, headers = problem_of(exc)
-    if request.path == CAPTURE_PATH:
+    if request.path in (CAPTURE_PATH, RING_PATH):
         core = request.app[CORE]
         core.streams.refused[reason_of(exc)] += 1
         _log.info(

@@ -18,7 +18,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ddump_common.errors import CaptureError
 from ddump_common.pcap import Precision
@@ -40,6 +40,7 @@ __all__ = [
     "EndReason",
     "Handle",
     "LiveCapture",
+    "open_handle",
     "ring_bytes",
 ]
 
@@ -62,6 +63,7 @@ class EndReason(enum.StrEnum):
     BYTES = "bytes"
     DURATION = "duration"
     IDLE = "idle"
+    COMPLETE = "complete"
     SHUTDOWN = "shutdown"
 
 
@@ -115,16 +117,33 @@ def ring_bytes(descriptor: int) -> int:
     raise CaptureError("the kernel granted no ring to the capture")
 
 
-def _open(query: CaptureQuery, program: bytes, buffer_size: int) -> tuple[Capture, int]:
+def open_handle(
+    program: bytes,
+    *,
+    link_type: int,
+    snaplen: int,
+    buffer_size: int,
+    nano: bool,
+    packet_limit: int | None = None,
+    byte_limit: int | None = None,
+) -> tuple[Capture, int]:
+    """Return a handle that captures what ``program`` accepts, and its ring's bytes.
+
+    This blocks for up to a quarter of a second.
+
+    Raises:
+        CaptureError: this host cannot capture like that.
+
+    """
     handle = Capture(
         "any",
-        link_type=query.link.link_type,
-        snaplen=query.snaplen,
+        link_type=link_type,
+        snaplen=snaplen,
         buffer_size=buffer_size,
         timeout_ms=RETIRE_MS,
-        nano=query.precision is Precision.NANO,
-        packet_limit=query.packets,
-        byte_limit=query.bytes,
+        nano=nano,
+        packet_limit=packet_limit,
+        byte_limit=byte_limit,
     )
     try:
         granted = ring_bytes(handle.fileno())
@@ -168,7 +187,16 @@ class Captures:
 
         """
         lease = self.capacity.lease(self.buffer_size)
-        opening = self._executor.submit(_open, query, program, self.buffer_size)
+        opening = self._executor.submit(
+            open_handle,
+            program,
+            link_type=query.link.link_type,
+            snaplen=query.snaplen,
+            buffer_size=self.buffer_size,
+            nano=query.precision is Precision.NANO,
+            packet_limit=query.packets,
+            byte_limit=query.bytes,
+        )
         try:
             handle, lease.memory = await asyncio.wrap_future(opening)
         except asyncio.CancelledError:
@@ -204,8 +232,12 @@ class Captures:
 class LiveCapture:
     """One open capture, read in whole batches of records.
 
-    ``granted`` is the size of its ring. Counters stay when it is closed.
+    ``granted`` is the size of its ring. Counters stay when it is closed. Nothing is
+    skipped, and it has no position: those are a window's.
     """
+
+    skipped: Final = 0
+    position_ns: Final = None
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from ddump_common.pcap import MAX_SNAPLEN
 from ddump_common.units import MEBIBYTES, format_size
 
 from .listen import check_access
+from .ring import RingOptions
 from .share import Share
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ DEFAULT_MAX_WINDOWS = 64
 
 _LEAST_BUFFER_SIZE = MEBIBYTES  # four of libpcap's blocks
 _LARGEST_BUFFER_SIZE = (1 << 31) - 1  # an int of C
-_LEAST_SEGMENT_SIZE = 1_000_000  # room for the largest packet, and for some more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,21 +91,33 @@ class Config:
 
     def _check_ring(self) -> None:
         _check_buffer("--ring-buffer-size", self.ring_buffer_size)
-        if self.segment_size < _LEAST_SEGMENT_SIZE:
-            raise UsageError(
-                f"segments of {format_size(self.segment_size)}",
-                hint=f"--segment-size is at least {format_size(_LEAST_SEGMENT_SIZE)}",
-            )
-        if self.ring_size < 2 * self.segment_size:
-            raise UsageError(
-                f"a ring of {format_size(self.ring_size)} has no room for two segments "
-                f"of {format_size(self.segment_size)}",
-                hint="raise --ring-size, or lower --segment-size",
-            )
         try:
             check_filter(self.ring_filter)
         except ParameterError as exc:
             raise UsageError(f"--ring-filter {exc.message}") from exc
+        if self.ring_dir is not None:
+            self.ring_options(self.ring_dir)
+
+    def ring_options(self, directory: Path) -> RingOptions:
+        """Return what the ring in ``directory`` shall be.
+
+        Raises:
+            UsageError: it cannot be.
+
+        """
+        return RingOptions(
+            directory=directory,
+            size=self.ring_size,
+            segment_size=self.segment_size,
+            reserve_bytes=self.ring_reserve.size,
+            reserve_percent=self.ring_reserve.percent,
+            pinned=self.ring_pinned.of(self.ring_size),
+            link=self.ring_link,
+            interfaces=self.ring_interface,
+            filter=self.ring_filter,
+            snaplen=self.ring_snaplen,
+            buffer_size=self.ring_buffer_size,
+        )
 
 
 def _check_buffer(option: str, size: int) -> None:

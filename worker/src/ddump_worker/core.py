@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ddump_common.api import Link
 from ddump_common.errors import ParameterError
+from ddump_common.pcap import MAX_SNAPLEN
 
 from .exclusion import only
 from .interfaces import interfaces
+from .window import NoRingError
 
 if TYPE_CHECKING:
-    from ddump_common.api import CaptureQuery
+    from ddump_common.api import CaptureQuery, RingQuery
 
     from .capture import Captures
     from .config import Config
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
     from .filters import FilterCompiler
     from .interfaces import Interface
     from .metrics import Metrics
+    from .recording import Recording
     from .streams import Streams
+    from .window import WindowPlan
 
 __all__ = ["Core", "Plan"]
 
@@ -39,7 +44,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
-    """The parts of a worker."""
+    """The parts of a worker; ``recording`` is ``None`` where it keeps no ring."""
 
     config: Config
     captures: Captures
@@ -49,6 +54,7 @@ class Core:
     exclusion: Exclusion
     metrics: Metrics
     started_ns: int
+    recording: Recording | None = None
 
     async def plan(self, query: CaptureQuery, *, client: str) -> Plan:
         """Check all of a request that can be checked without a handle.
@@ -75,6 +81,60 @@ class Core:
             client=client,
         )
         return Plan(program=program, host=host, chosen=chosen)
+
+    async def plan_window(
+        self, query: RingQuery, *, now_ns: int, client: str
+    ) -> tuple[bytes, WindowPlan]:
+        """Check all of a request for a window; return its program and what is there.
+
+        The request came from ``client`` at ``now_ns``. This may wait until the ring has
+        what came before that.
+
+        Raises:
+            NoRingError: there is none.
+            ParameterError: an interface that the ring does not know.
+            ExhaustedError: too many windows.
+            FilterError: the filter does not compile.
+            UncoveredError: the ring has nothing of the window.
+
+        """
+        if self.recording is None:
+            raise NoRingError
+        windows = self.recording.windows
+        windows.check()
+        chosen = self._recorded_indices(query.interfaces, self.recording)
+        program = b""
+        if chosen or query.filter.strip():
+            program = await self.filters.compile(
+                query.filter,
+                exclusions=[only(sorted(chosen))] if chosen else [],
+                link_type=self.config.ring_link.link_type,
+                snaplen=MAX_SNAPLEN,
+                client=client,
+                stored=True,
+            )
+        return program, await windows.plan(query, now_ns=now_ns)
+
+    def _recorded_indices(
+        self, names: tuple[str, ...], recording: Recording
+    ) -> frozenset[int]:
+        if not names:
+            return frozenset()
+        if self.config.ring_link is Link.SLL:
+            raise ParameterError(
+                "interface",
+                "the ring is of link type sll, which does not keep the interface",
+                hint="start the worker with --ring-link sll2, or capture live",
+            )
+        known = recording.interfaces()
+        for name in names:
+            if name not in known:
+                raise ParameterError(
+                    "interface",
+                    f"{name!r} is not an interface of this ring",
+                    hint="there are " + ", ".join(sorted(known)),
+                )
+        return frozenset(index for name in names for index in known[name])
 
 
 def _indices(names: tuple[str, ...], host: list[Interface]) -> frozenset[int]:

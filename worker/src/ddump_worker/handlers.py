@@ -14,8 +14,21 @@ import msgspec
 from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ddump_common.answers import Health, InterfaceInfo, Memory, Status, StreamState
-from ddump_common.api import MEDIA_TYPE_PCAP, STREAM_HEADER, CaptureQuery
+from ddump_common.answers import (
+    Health,
+    InterfaceInfo,
+    Memory,
+    Segments,
+    Status,
+    StreamState,
+)
+from ddump_common.api import (
+    MEDIA_TYPE_PCAP,
+    STREAM_HEADER,
+    WINDOW_HEADER,
+    CaptureQuery,
+    RingQuery,
+)
 from ddump_common.errors import DdumpError, ParameterError, UsageError
 from ddump_common.pcap import PcapHeader
 from ddump_common.text import printable
@@ -26,10 +39,13 @@ from .body import Body
 from .connections import Connection
 from .core import Core
 from .interfaces import capturable, interfaces
+from .window import NoRingError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from .capture import EndReason, LiveCapture
-    from .core import Plan
+    from .pull import Pull
     from .streams import Stream
 
 __all__ = [
@@ -39,6 +55,8 @@ __all__ = [
     "health",
     "interface_list",
     "metrics",
+    "ring",
+    "segments",
     "status",
 ]
 
@@ -51,6 +69,47 @@ _MAX_PARAMETERS = 256
 
 async def capture(request: web.Request) -> web.StreamResponse:
     """``GET`` and ``HEAD /capture``."""
+    _stay_until_the_client_leaves(request)
+    core = request.app[CORE]
+    query = CaptureQuery.parse(_pairs(request))
+    plan = await core.plan(query, client=request.remote or "")
+    response = _response()
+    if request.method == hdrs.METH_HEAD:
+        return response
+    stream = core.streams.open(
+        client=client_of(request),
+        query=query,
+        started_ns=time.time_ns(),
+        interfaces=plan.host,
+        chosen=plan.chosen,
+    )
+    opening = core.captures.open(query, plan.program)
+    return await _stream(request, response, stream, opening)
+
+
+async def ring(request: web.Request) -> web.StreamResponse:
+    """``GET`` and ``HEAD /ring``."""
+    now_ns = time.time_ns()
+    _stay_until_the_client_leaves(request)
+    core = request.app[CORE]
+    if core.recording is None:
+        raise NoRingError
+    query = RingQuery.parse_at(_pairs(request), now_ns=now_ns)
+    program, plan = await core.plan_window(
+        query, now_ns=now_ns, client=request.remote or ""
+    )
+    response = _response()
+    response.headers[WINDOW_HEADER] = plan.report.serialize()
+    if request.method == hdrs.METH_HEAD:
+        return response
+    stream = core.streams.open(
+        client=client_of(request), query=query, started_ns=time.time_ns()
+    )
+    opening = core.recording.windows.open(query, plan, program)
+    return await _stream(request, response, stream, opening)
+
+
+def _stay_until_the_client_leaves(request: web.Request) -> None:
     if isinstance(request.protocol, Connection):
         request.protocol.deaf = True
         if request.protocol.ended:
@@ -58,18 +117,12 @@ async def capture(request: web.Request) -> web.StreamResponse:
                 "the client has closed its side of the connection",
                 hint="keep it open for as long as packets are wanted",
             )
-    core = request.app[CORE]
-    query = _query(request)
-    plan = await core.plan(query, client=request.remote or "")
-    if request.method == hdrs.METH_HEAD:
-        return _response()
-    return await _stream(request, core, query, plan)
 
 
-def _query(request: web.Request) -> CaptureQuery:
+def _pairs(request: web.Request) -> list[tuple[str, str]]:
     # Not request.query: that passes bytes that are not UTF-8 on as they are.
     try:
-        pairs = parse_qsl(
+        return parse_qsl(
             request.rel_url.raw_query_string,
             keep_blank_values=True,
             errors="strict",
@@ -81,7 +134,6 @@ def _query(request: web.Request) -> CaptureQuery:
         raise ParameterError(
             "query", f"has more than {_MAX_PARAMETERS} parameters"
         ) from exc
-    return CaptureQuery.parse(pairs)
 
 
 def _response() -> web.StreamResponse:
@@ -97,23 +149,19 @@ def _response() -> web.StreamResponse:
 
 
 async def _stream(
-    request: web.Request, core: Core, query: CaptureQuery, plan: Plan
+    request: web.Request,
+    response: web.StreamResponse,
+    stream: Stream,
+    opening: Awaitable[LiveCapture | Pull],
 ) -> web.StreamResponse:
-    stream = core.streams.open(
-        client=client_of(request),
-        query=query,
-        started_ns=time.time_ns(),
-        interfaces=plan.host,
-        chosen=plan.chosen,
-    )
-    live: LiveCapture | None = None
+    core = request.app[CORE]
+    source: LiveCapture | Pull | None = None
     end = "failed"
     try:
-        live = await core.captures.open(query, plan.program)
-        stream.run(live)
-        response = _response()
+        source = await opening
+        stream.run(source)
         response.headers[STREAM_HEADER] = str(stream.number)
-        end = await _deliver(request, response, stream, live)
+        end = await _deliver(request, response, stream, source)
     except (asyncio.CancelledError, ConnectionError):
         end = "cut" if core.streams.stopping else "the client left"
         raise
@@ -121,7 +169,7 @@ async def _stream(
         end = exc.message
         raise
     finally:
-        _finish(core, stream, live, end)
+        _finish(core, stream, source, end)
     return response
 
 
@@ -129,7 +177,7 @@ async def _deliver(
     request: web.Request,
     response: web.StreamResponse,
     stream: Stream,
-    live: LiveCapture,
+    source: LiveCapture | Pull,
 ) -> EndReason:
     query = stream.query
     header = PcapHeader(
@@ -139,7 +187,7 @@ async def _deliver(
     )
     await response.prepare(request)
     await response.write(header.serialize())
-    reason = await live.deliver(
+    reason = await source.deliver(
         Body(request, response).write,
         on_draining=lambda: stream.move(StreamState.DRAINING),
     )
@@ -149,26 +197,32 @@ async def _deliver(
     return reason
 
 
-def _finish(core: Core, stream: Stream, live: LiveCapture | None, end: str) -> None:
+def _finish(
+    core: Core, stream: Stream, source: LiveCapture | Pull | None, end: str
+) -> None:
     try:
         stream.refresh(interfaces())
     except DdumpError as exc:
         _log.warning("stream %d: the last counters are missing: %s", stream.number, exc)
-    if live is not None:
-        live.close()
+    if source is not None:
+        source.close()
     info = core.streams.close(stream)
+    lost = (
+        f"{info.dropped} dropped by the kernel in what was read, {info.skipped} skipped"
+        if info.window
+        else f"{info.dropped} dropped by the kernel, {info.interface_dropped} by "
+        f"interfaces, {info.undelivered} undelivered"
+    )
     _log.info(
-        'stream %d for %s ended: %s; filter "%s", %d packets, %d bytes, %d dropped by '
-        "the kernel, %d by interfaces, %d undelivered, %.3f s",
+        '%s %d for %s ended: %s; filter "%s", %d packets, %d bytes, %s, %.3f s',
+        "window" if info.window else "stream",
         info.id,
         info.client,
         end,
         printable(info.filter),
         info.packets,
         info.bytes,
-        info.dropped,
-        info.interface_dropped,
-        info.undelivered,
+        lost,
         (time.time_ns() - info.started_ns) / SECONDS,
     )
 
@@ -214,6 +268,20 @@ async def status(request: web.Request) -> web.Response:
             states=core.streams.states(),
             streams=core.streams.infos(),
             ended=list(core.streams.ended),
+            ring=None if core.recording is None else core.recording.info(),
+        )
+    )
+
+
+async def segments(request: web.Request) -> web.Response:
+    """``GET /api/v1/segments``."""
+    recording = request.app[CORE].recording
+    return _json(
+        Segments(
+            host=platform.node(),
+            time_ns=time.time_ns(),
+            ring=None if recording is None else recording.info(),
+            segments=[] if recording is None else recording.ring.segment_infos(),
         )
     )
 

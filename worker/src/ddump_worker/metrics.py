@@ -8,6 +8,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ddump_common.units import SECONDS
+
+from .recorder import RECORDING
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
     from .capacity import Capacity
     from .connections import Connections
+    from .recording import Recording
     from .streams import Streams
 
 __all__ = ["Metrics"]
@@ -22,11 +27,16 @@ __all__ = ["Metrics"]
 
 class _WorkerCollector(Collector):
     def __init__(
-        self, streams: Streams, connections: Connections, capacity: Capacity
+        self,
+        streams: Streams,
+        connections: Connections,
+        capacity: Capacity,
+        recording: Recording | None,
     ) -> None:
         self._streams = streams
         self._connections = connections
         self._capacity = capacity
+        self._recording = recording
 
     def collect(self) -> Iterator[Metric]:
         totals = self._streams.totals()
@@ -58,7 +68,7 @@ class _WorkerCollector(Collector):
         yield states
         refused = CounterMetricFamily(
             "ddump_worker_refused",
-            "Captures refused, by reason",
+            "Captures and windows refused, by reason",
             labels=["reason"],
         )
         for reason, count in sorted(self._streams.refused.items()):
@@ -73,13 +83,50 @@ class _WorkerCollector(Collector):
         yield _gauge(
             "capture_memory_bytes", "Memory of all capture rings", self._capacity.memory
         )
+        if self._recording is not None:
+            yield from _of_the_ring(self._recording)
+
+
+def _of_the_ring(recording: Recording) -> Iterator[Metric]:
+    info = recording.info()
+    source, ring = recording.source, recording.ring
+    yield _gauge(
+        "ring_recording", "Whether the ring is recorded", info.state == RECORDING
+    )
+    yield _counter("ring_recorded_packets", "Packets recorded", source.packets)
+    yield _counter("ring_recorded_bytes", "Bytes of them", source.data_bytes)
+    yield _counter("ring_evicted_segments", "Segments evicted", ring.evicted)
+    yield _gauge("ring_segments", "Segments in the ring", info.segments)
+    yield _gauge("ring_packets", "Packets in the ring", info.packets)
+    yield _gauge("ring_bytes", "Bytes of the ring on disk", info.bytes)
+    yield _gauge("ring_limit_bytes", "The most that they may be", info.limit_bytes)
+    yield _gauge(
+        "ring_pinned_bytes", "Bytes evicted and still being read", info.pinned_bytes
+    )
+    yield _gauge(
+        "ring_dropped_packets",
+        "Packets that the kernel dropped while what is in the ring was recorded",
+        info.dropped,
+    )
+    yield _gauge(
+        "ring_lost_packets",
+        "Packets that the disk did not take meanwhile",
+        info.lost,
+    )
+    if info.coverage:
+        yield _gauge(
+            "ring_oldest_timestamp_seconds",
+            "Since when the ring has been recorded, with or without gaps",
+            info.coverage[0].begin_ns / SECONDS,
+        )
+    yield _gauge("windows", "Windows being read from the ring", info.windows)
 
 
 def _counter(name: str, text: str, value: int) -> CounterMetricFamily:
     return CounterMetricFamily(f"ddump_worker_{name}", text, value=value)
 
 
-def _gauge(name: str, text: str, value: int) -> GaugeMetricFamily:
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"ddump_worker_{name}", text, value=value)
 
 
@@ -87,11 +134,18 @@ class Metrics:
     """Renders the counters as text."""
 
     def __init__(
-        self, *, streams: Streams, connections: Connections, capacity: Capacity
+        self,
+        *,
+        streams: Streams,
+        connections: Connections,
+        capacity: Capacity,
+        recording: Recording | None = None,
     ) -> None:
         # Of its own, not the library's global one: two workers may share a process.
         self._registry = CollectorRegistry()
-        self._registry.register(_WorkerCollector(streams, connections, capacity))
+        self._registry.register(
+            _WorkerCollector(streams, connections, capacity, recording)
+        )
 
     def render(self) -> bytes:
         """Return the counters of now, in Prometheus' text format."""

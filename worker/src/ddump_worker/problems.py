@@ -19,8 +19,11 @@ from ddump_common.api import (
     INTERFACES_PATH,
     MEDIA_TYPE_PROBLEM,
     METRICS_PATH,
+    RING_PATH,
+    SEGMENTS_PATH,
     STATUS_PATH,
     TIME_HEADER,
+    WINDOW_HEADER,
 )
 from ddump_common.errors import (
     CaptureError,
@@ -34,6 +37,7 @@ from ddump_common.text import printable
 from . import __version__
 from .capacity import ExhaustedError
 from .filters import BusyError
+from .window import NoRingError, UncoveredError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +53,15 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5
-_PATHS = (CAPTURE_PATH, HEALTH_PATH, STATUS_PATH, INTERFACES_PATH, METRICS_PATH)
+_PATHS = (
+    CAPTURE_PATH,
+    RING_PATH,
+    HEALTH_PATH,
+    STATUS_PATH,
+    SEGMENTS_PATH,
+    INTERFACES_PATH,
+    METRICS_PATH,
+)
 
 
 def common_headers() -> dict[str, str]:
@@ -68,6 +80,13 @@ def problem_of(error: Exception) -> tuple[Problem, Mapping[str, str]]:
             return _problem("Bad parameter", 400, error, error.parameter), {}
         case FilterError():
             return _problem("The filter does not compile", 400, error, "filter"), {}
+        case NoRingError():
+            return _problem("There is no ring", 404, error), {}
+        case UncoveredError():
+            return (
+                _problem("The window is outside the ring", 416, error),
+                {WINDOW_HEADER: error.report.serialize()},
+            )
         case ExhaustedError() | BusyError():
             return (
                 _problem("Nothing is free", 503, error),
@@ -86,12 +105,16 @@ def problem_of(error: Exception) -> tuple[Problem, Mapping[str, str]]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return one word for the metrics: why a capture was refused."""
+    """Return one word for the metrics: why packets were refused."""
     match error:
         case ParameterError():
             return "interface" if error.parameter == "interface" else "parameter"
         case FilterError():
             return "filter"
+        case NoRingError():
+            return "ring"
+        case UncoveredError():
+            return "window"
         case ExhaustedError():
             return error.resource
         case BusyError():

@@ -27,12 +27,14 @@ from .interfaces import interfaces
 from .listen import Listener, TcpAddress
 from .metrics import Metrics
 from .promiscuous import Promiscuous
+from .recording import record
 from .streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .config import Config
+    from .recording import Recording
 
 __all__ = ["serve"]
 
@@ -98,7 +100,18 @@ async def _start(
     keep_only_net_raw()
     filters = FilterCompiler()
     await _check_exclusions(config.exclude, filters)
-    core = _core(config, listeners, filters)
+    exclusion = _exclusion(config, listeners)
+    recording = None
+    if config.ring_dir is not None:
+        # Before all that can wait: what is not recorded is never seen. It ends last.
+        recording = await record(
+            config.ring_options(config.ring_dir),
+            exclusion=exclusion,
+            filters=filters,
+            max_windows=config.max_windows,
+        )
+        stack.push_async_callback(recording.stop)
+    core = _core(config, exclusion, filters, recording)
     stack.push_async_callback(core.captures.shutdown)
     runner = web.AppRunner(
         create_app(core),
@@ -121,8 +134,22 @@ async def _start(
     return core
 
 
+def _exclusion(config: Config, listeners: Sequence[Listener]) -> Exclusion:
+    return Exclusion(
+        services=tuple(
+            Service(address=each.address.host, port=each.address.port)
+            for each in listeners
+            if isinstance(each.address, TcpAddress)
+        ),
+        operator=config.exclude,
+    )
+
+
 def _core(
-    config: Config, listeners: Sequence[Listener], filters: FilterCompiler
+    config: Config,
+    exclusion: Exclusion,
+    filters: FilterCompiler,
+    recording: Recording | None,
 ) -> Core:
     capacity = Capacity(
         max_streams=config.max_streams, max_memory=config.capture_memory
@@ -135,16 +162,15 @@ def _core(
         streams=streams,
         connections=connections,
         filters=filters,
-        exclusion=Exclusion(
-            services=tuple(
-                Service(address=each.address.host, port=each.address.port)
-                for each in listeners
-                if isinstance(each.address, TcpAddress)
-            ),
-            operator=config.exclude,
+        exclusion=exclusion,
+        metrics=Metrics(
+            streams=streams,
+            connections=connections,
+            capacity=capacity,
+            recording=recording,
         ),
-        metrics=Metrics(streams=streams, connections=connections, capacity=capacity),
         started_ns=time.time_ns(),
+        recording=recording,
     )
 
 
@@ -207,6 +233,11 @@ async def _watch(core: Core) -> None:
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
         core.connections.sweep()
+        if core.recording is not None:
+            try:
+                await core.recording.refresh()
+            except CaptureError as exc:
+                _log.warning("what is recorded cannot be adapted: %s", exc)
         if len(core.streams):
             try:
                 core.streams.refresh(interfaces())

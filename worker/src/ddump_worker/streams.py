@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import logging
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ddump_common.answers import StreamInfo, StreamState, Totals
+from ddump_common.api import RingQuery
 from ddump_common.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
 
     from ddump_common.api import CaptureQuery
 
-    from .capture import LiveCapture
     from .interfaces import Interface
 
-__all__ = ["Stream", "Streams"]
+__all__ = ["Delivery", "Stream", "Streams"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,47 @@ TRANSITIONS: dict[StreamState, frozenset[StreamState]] = {
     StreamState.DRAINING: frozenset({StreamState.CLOSED}),
     StreamState.CLOSED: frozenset(),
 }
+
+
+class Delivery(Protocol):
+    """What a stream needs of a live capture, or of a pull from the ring."""
+
+    @property
+    def packets(self) -> int:
+        """How many packets were delivered."""
+
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes of packet data were delivered."""
+
+    @property
+    def dropped(self) -> int:
+        """How many packets the kernel dropped."""
+
+    @property
+    def undelivered(self) -> int:
+        """How many packets were captured and lost when it was closed."""
+
+    @property
+    def skipped(self) -> int:
+        """How many packets were recorded and rotated away before they were read."""
+
+    @property
+    def position_ns(self) -> int | None:
+        """How far a window is read."""
+
+    @property
+    def granted(self) -> int:
+        """How many bytes of kernel memory it has."""
+
+    def refresh(self) -> None:
+        """Ask the kernel for its counters."""
+
+    def stop(self) -> None:
+        """Have it end cleanly soon."""
+
+    def fail(self, failure: CaptureError) -> None:
+        """Have it end with ``failure``."""
 
 
 class DropMeter:
@@ -72,14 +113,19 @@ class Stream:
         self.query = query
         self.started_ns = started_ns
         self.state = StreamState.OPENING
-        self._capture: LiveCapture | None = None
+        self._capture: Delivery | None = None
         self._meter = meter
         self._chosen = chosen
         self._missing: list[str] = []
         self._stopping = False
 
-    def run(self, capture: LiveCapture) -> None:
-        """Take the open capture; the stream runs."""
+    @property
+    def is_window(self) -> bool:
+        """Whether it is a window of the ring."""
+        return isinstance(self.query, RingQuery)
+
+    def run(self, capture: Delivery) -> None:
+        """Take the open capture, or pull; the stream runs."""
         self.move(StreamState.RUNNING)
         self._capture = capture
         if self._stopping:
@@ -99,7 +145,8 @@ class Stream:
 
     def refresh(self, interfaces: Sequence[Interface]) -> None:
         """Take the counters of the kernel and of the interfaces."""
-        self._meter.observe(interfaces)
+        if not self.is_window:
+            self._meter.observe(interfaces)
         if self._capture is not None:
             self._capture.refresh()
             failure = self.failure(interfaces)
@@ -135,6 +182,9 @@ class Stream:
             interface_dropped=self._meter.dropped,
             undelivered=capture.undelivered if capture else 0,
             buffer_bytes=capture.granted if capture else 0,
+            window=self.is_window,
+            skipped=capture.skipped if capture else 0,
+            position_ns=capture.position_ns if capture else None,
         )
 
 
@@ -166,10 +216,13 @@ class Streams:
         client: str,
         query: CaptureQuery,
         started_ns: int,
-        interfaces: Sequence[Interface],
-        chosen: frozenset[int],
+        interfaces: Sequence[Interface] = (),
+        chosen: frozenset[int] = frozenset(),
     ) -> Stream:
-        """Begin a stream; ``chosen`` are its interfaces, none means all."""
+        """Begin a stream; ``chosen`` are its interfaces, none means all.
+
+        Of a window no interface is asked what it drops.
+        """
         stream = Stream(
             number=next(self._numbers),
             client=client,
@@ -198,7 +251,7 @@ class Streams:
             streams=1,
             packets=info.packets,
             bytes=info.bytes,
-            dropped=info.dropped,
+            dropped=_own_dropped(info),
             interface_dropped=info.interface_dropped,
             undelivered=info.undelivered,
         )
@@ -235,10 +288,15 @@ class Streams:
         return Totals(
             packets=self._ended["packets"] + sum(i.packets for i in infos),
             bytes=self._ended["bytes"] + sum(i.bytes for i in infos),
-            dropped=self._ended["dropped"] + sum(i.dropped for i in infos),
+            dropped=self._ended["dropped"] + sum(map(_own_dropped, infos)),
             interface_dropped=self._ended["interface_dropped"]
             + sum(i.interface_dropped for i in infos),
             undelivered=self._ended["undelivered"] + sum(i.undelivered for i in infos),
             streams=self._ended["streams"] + len(infos),
             refused=self.refused.total(),
         )
+
+
+def _own_dropped(info: StreamInfo) -> int:
+    # Of a window they are the recorder's, and those of each pull of the same packets.
+    return 0 if info.window else info.dropped

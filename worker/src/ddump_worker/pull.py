@@ -1,0 +1,372 @@
+"""One pull of a window of the ring.
+
+First what the ring has of the window, in time order; with ``follow`` then what was
+recorded after that moment, in order of arrival, segment by segment. Both are read in
+slices, on threads of an executor that all pulls share: one slice at a time for each
+pull, and none while its client has not taken the last one, so that pulls take turns
+and none has more than one slice in memory.
+
+What a pull still has to read is pinned, and each segment let go as soon as it is
+passed. When more is pinned than the ring may keep, bytes are gone before they are
+reached: their packets are counted as skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from ddump_common.errors import CaptureError
+from ddump_common.pcap import PcapHeader, Precision
+from ddump_common.units import SECONDS
+
+from ._ring import Cutter
+from .capture import EndReason
+from .segment import RevokedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from concurrent.futures import Executor
+
+    from ddump_common.api import RingQuery
+
+    from .ring import Pins, Ring
+    from .segment import Segment
+
+__all__ = ["Bounds", "Pull"]
+
+SLICE_BYTES = 512 << 10
+
+# A packet reaches the ring within 300 ms.
+_GRACE_SECONDS = 0.4
+
+
+class Bounds(NamedTuple):
+    """The timestamps of a window: from ``since_ns`` on, and before ``until_ns``."""
+
+    since_ns: int
+    until_ns: int
+
+
+class _Place(NamedTuple):
+    """A place in the ring, in order of arrival."""
+
+    number: int
+    offset: int
+
+
+class Pull:
+    """What one client gets of the ring.
+
+    It pins what it needs when it is made, on the event loop, and has to be closed.
+    Counters are as of the last slice, and stay when it is closed.
+    """
+
+    granted = 0
+    undelivered = 0
+
+    def __init__(
+        self,
+        query: RingQuery,
+        *,
+        ring: Ring,
+        bounds: Bounds,
+        program: bytes,
+        executor: Executor,
+        on_close: Callable[[Pull], None],
+    ) -> None:
+        self.packets = 0
+        self.data_bytes = 0
+        self.skipped = 0
+        self.position_ns: int | None = None
+        self._query = query
+        self._ring = ring
+        self._executor = executor
+        self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
+        self._reason: EndReason | CaptureError | None = None
+        self._stopped_ns = 0
+        self._stop_deadline = math.inf
+        self._closed = False
+        self._news = asyncio.Event()
+        self._bounds = bounds
+        self._cutter = Cutter(
+            program=program,
+            link_type=ring.options.link.link_type,
+            output_link_type=query.link.link_type,
+            snaplen=query.snaplen,
+            nano=query.precision is Precision.NANO,
+            since_ns=bounds.since_ns,
+            until_ns=bounds.until_ns,
+            packet_limit=query.packets,
+            byte_limit=query.bytes,
+        )
+        self._pins: dict[int, Pins] = {}
+        self._held: dict[int, Segment] = {}
+        self._passed_drops = 0
+        # How much of each is looked at before what is in it.
+        sizes = [(each, each.index.committed) for each in ring.segments()]
+        self._parts = [
+            (segment, size)
+            for segment, size in sizes
+            if segment.index.overlaps(bounds.since_ns, bounds.until_ns)
+        ]
+        self._needed = list(range(len(self._parts)))
+        self._added = False
+        self._later: deque[Segment] = deque()
+        self._offset = PcapHeader.SIZE
+        self._known = sizes[-1][0].number if sizes else 0
+        self._goal: _Place | None = None
+        needed = {segment.number: segment for segment, _ in self._parts}
+        if query.follow and sizes:
+            last, self._offset = sizes[-1]
+            self._later.append(last)
+            needed[last.number] = last
+        self._hold(needed.values())
+
+    @property
+    def dropped(self) -> int:
+        """How many packets the kernel dropped in the segments that are read."""
+        return self._passed_drops + sum(each.dropped for each in self._held.values())
+
+    def refresh(self) -> None:
+        """Do nothing: the counters come with the slices."""
+
+    def stop(self) -> None:
+        """Have ``deliver`` end after the window, and what is recorded by now."""
+        self._end(EndReason.SHUTDOWN)
+
+    def fail(self, failure: CaptureError) -> None:
+        """Have ``deliver`` raise where it would wait for what comes later."""
+        self._end(failure)
+
+    def _end(self, reason: EndReason | CaptureError) -> None:
+        if self._reason is None and not self._closed:
+            self._reason = reason
+            self._stopped_ns = time.time_ns()
+            self._stop_deadline = self._loop.time() + _GRACE_SECONDS
+            self._news.set()
+
+    def notice(self) -> None:
+        """Take note of what was recorded; on the event loop, whatever the client does."""
+        if self._query.follow and not self._closed:
+            self._news.set()
+            new = [each for each in self._ring.segments() if each.number > self._known]
+            if new:
+                self._known = new[-1].number
+                self._later.extend(new)
+                self._hold(new)
+
+    def _hold(self, segments: Iterable[Segment]) -> None:
+        held = list(segments)
+        pins = self._ring.pin(held)
+        for each in held:
+            self._held[each.number] = each
+            self._pins[each.number] = pins
+
+    def _let_go(self, segment: Segment) -> None:
+        # In a thread: who lets go of a file last frees what it had on the disk.
+        self._passed_drops += segment.dropped
+        del self._held[segment.number]
+        self._executor.submit(self._pins.pop(segment.number).release, segment)
+
+    async def deliver(
+        self,
+        send: Callable[[bytes], Awaitable[None]],
+        *,
+        on_draining: Callable[[], None] = lambda: None,
+    ) -> EndReason:
+        """Send slices of records until all is sent or a limit is reached; say which.
+
+        ``on_draining`` is called when nothing that is recorded later will be sent.
+        Cancelling loses what was read and not sent, and no more.
+
+        Raises:
+            CaptureError: a segment cannot be read, or the recorder has failed.
+
+        """
+        timer = None
+        if self._query.duration_ns is not None:
+            timer = self._loop.call_later(
+                self._query.duration_ns / SECONDS, self._end, EndReason.DURATION
+            )
+        try:
+            reason = await self._deliver_window(send)
+            return reason or await self._deliver_later(send, on_draining)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _deliver_window(
+        self, send: Callable[[bytes], Awaitable[None]]
+    ) -> EndReason | None:
+        """Return ``None`` when what comes later is wanted as well."""
+        while self._reason is not EndReason.DURATION:
+            data = await self._read(self._cut)
+            self._let_go_of_parts()
+            if data:
+                await send(data)
+            if self._cutter.finished:
+                return self._limit()
+            self.position_ns = self._cutter.position_ns
+            if self._cutter.exhausted:
+                return None if self._query.follow else EndReason.COMPLETE
+        return EndReason.DURATION
+
+    async def _deliver_later(
+        self, send: Callable[[bytes], Awaitable[None]], on_draining: Callable[[], None]
+    ) -> EndReason:
+        idle_ns = self._query.idle_ns
+        idle_seconds = math.inf if idle_ns is None else idle_ns / SECONDS
+        last = self._loop.time()
+        drained = False
+        while True:
+            # Before what is recorded is looked at: it is all in the segments then.
+            self._news.clear()
+            flushed_ns = self._ring.flushed_ns
+            self._set_goal(flushed_ns)
+            if self._reason is not None and not drained:
+                drained = True
+                on_draining()
+            data = await self._read_on()
+            if data:
+                await send(data)
+                last = self._loop.time()
+            if self._cutter.finished:
+                return self._limit()
+            if self._has_reached(self._goal):
+                if isinstance(self._reason, CaptureError):
+                    raise self._reason
+                return self._reason or EndReason.COMPLETE
+            if self._is_behind():
+                continue
+            self.position_ns = flushed_ns
+            idle_deadline = last + idle_seconds + _GRACE_SECONDS
+            if self._loop.time() >= idle_deadline:
+                return EndReason.IDLE
+            if self._goal is None:
+                await self._wait(min(idle_deadline, self._stop_deadline))
+
+    def _set_goal(self, flushed_ns: int) -> None:
+        """Fix the place where reading ends, as soon as all that is due is recorded."""
+        if self._goal is not None:
+            return
+        is_due = flushed_ns >= self._bounds.until_ns or (
+            self._reason is not None
+            and (
+                flushed_ns >= self._stopped_ns
+                or self._loop.time() >= self._stop_deadline
+            )
+        )
+        if is_due:
+            self.notice()
+            self._goal = _Place(
+                self._known, self._later[-1].index.committed if self._later else 0
+            )
+
+    def _has_reached(self, goal: _Place | None) -> bool:
+        if goal is None:
+            return False
+        place = _Place(self._later[0].number, self._offset) if self._later else goal
+        return place >= goal
+
+    def _is_behind(self) -> bool:
+        return len(self._later) > 1 or (
+            bool(self._later) and self._offset < self._later[0].index.committed
+        )
+
+    async def _wait(self, deadline: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                await self._news.wait()
+
+    def _limit(self) -> EndReason:
+        packets = self._query.packets
+        if packets is not None and self._cutter.packets >= packets:
+            return EndReason.PACKETS
+        return EndReason.BYTES
+
+    async def _read(self, work: Callable[[], bytes]) -> bytes:
+        data = await self._loop.run_in_executor(self._executor, work)
+        self.packets = self._cutter.packets
+        self.data_bytes = self._cutter.data_bytes
+        self.skipped = self._cutter.skipped
+        return data
+
+    def _let_go_of_parts(self) -> None:
+        needed = [part for part in self._needed if self._cutter.needs(part)]
+        for part in set(self._needed).difference(needed):
+            segment, _ = self._parts[part]
+            if segment not in self._later:  # that one is followed
+                self._let_go(segment)
+        self._needed = needed
+
+    async def _read_on(self) -> bytes:
+        if not self._later:
+            return b""
+        segment = self._later[0]
+        # Before what it has is looked at: with one after it, it gets no more.
+        is_complete = len(self._later) > 1
+        data = await self._read(partial(self._follow, segment))
+        if is_complete and self._offset == segment.index.committed:
+            self._later.popleft()
+            self._offset = PcapHeader.SIZE
+            self._let_go(segment)
+        return data
+
+    def _cut(self) -> bytes:
+        # In a thread of the executor.
+        with _reading():
+            if not self._added:
+                self._added = True
+                for segment, size in self._parts:
+                    self._cutter.add(segment.index, size)
+            needed = set(self._needed)
+            with _leases(
+                segment if part in needed else None
+                for part, (segment, _) in enumerate(self._parts)
+            ) as descriptors:
+                return self._cutter.cut(descriptors, SLICE_BYTES)
+
+    def _follow(self, segment: Segment) -> bytes:
+        # In a thread of the executor.
+        with _reading(), _leases([segment]) as (descriptor,):
+            data, self._offset = self._cutter.follow(
+                descriptor, segment.index, self._offset, SLICE_BYTES
+            )
+            return data
+
+    def close(self) -> None:
+        """Let go of all that is pinned, on a thread; again is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._on_close(self)
+            for pins in set(self._pins.values()):
+                self._executor.submit(pins.close)
+
+
+@contextlib.contextmanager
+def _leases(segments: Iterable[Segment | None]) -> Iterator[list[int]]:
+    """Lend descriptors of segments; -1 for one whose bytes are gone, and for ``None``."""
+    with contextlib.ExitStack() as stack:
+        descriptors = []
+        for segment in segments:
+            descriptor = -1
+            if segment is not None:
+                with contextlib.suppress(RevokedError):
+                    descriptor = stack.enter_context(segment.lease())
+            descriptors.append(descriptor)
+        yield descriptors
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise CaptureError(f"cannot read the ring: {exc.strerror or exc}") from exc

@@ -1,0 +1,215 @@
+"""What this worker records: the ring, the capture that fills it, and who pulls from it.
+
+The capture takes what the worker excludes nowhere else either, narrowed by the ring's
+own filter and interfaces. Addresses and interfaces come and go: when they do, the
+program is compiled anew and takes the place of the old one on the open socket, between
+two packets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ddump_common.errors import CaptureError, FilterError, UsageError
+
+from ._pcap import Capture, attach_program
+from .capture import open_handle
+from .exclusion import only
+from .interfaces import interfaces
+from .recorder import Recorder
+from .ring import Ring
+from .window import Windows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ddump_common.answers import RingInfo
+
+    from .exclusion import Exclusion
+    from .filters import FilterCompiler
+    from .interfaces import Interface
+    from .ring import RingOptions
+
+__all__ = ["Recording", "record"]
+
+_log = logging.getLogger(__name__)
+
+
+class _Scope:
+    """What is recorded: which program that is depends on the host of the moment."""
+
+    def __init__(
+        self, options: RingOptions, exclusion: Exclusion, filters: FilterCompiler
+    ) -> None:
+        self._options = options
+        self._exclusion = exclusion
+        self._filters = filters
+        self._indices: dict[str, int] = {}
+
+    def expressions(self, host: list[Interface]) -> list[str]:
+        """Return filters that all hold for what is recorded.
+
+        Raises:
+            UsageError: an interface that this host never had.
+
+        """
+        known = {each.name: each.index for each in host}
+        for name in self._options.interfaces:
+            if name not in known and name not in self._indices:
+                raise UsageError(
+                    f"--ring-interface {name!r} is not an interface of this host",
+                    hint="there are " + ", ".join(known),
+                )
+            # One that has gone keeps its index, and may come back with another.
+            self._indices[name] = known.get(name, self._indices.get(name, 0))
+        chosen = sorted(self._indices.values())
+        return [
+            *self._exclusion.expressions(host),
+            *([only(chosen)] if chosen else []),
+        ]
+
+    async def compile(self, expressions: list[str]) -> bytes:
+        """Return the program for the kernel.
+
+        Raises:
+            FilterError: the ring's filter does not compile.
+            CaptureError: the expressions do not.
+
+        """
+        return await self._filters.compile(
+            self._options.filter,
+            exclusions=expressions,
+            link_type=self._options.link.link_type,
+            snaplen=self._options.snaplen,
+        )
+
+
+class Recording:
+    """The ring while it is recorded; ``windows`` are the pulls from it."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        source: Capture,
+        *,
+        scope: _Scope,
+        expressions: list[str],
+        max_windows: int,
+    ) -> None:
+        self.ring = ring
+        self.source = source
+        self.windows = Windows(ring, limit=max_windows)
+        self._recorder = Recorder(ring, source)
+        self._scope = scope
+        self._expressions = expressions
+
+    def start(self) -> None:
+        """Begin to record.
+
+        Raises:
+            CaptureError: the first segment cannot be made.
+
+        """
+        self._recorder.start()
+
+    def interfaces(self) -> Mapping[str, set[int]]:
+        """Return the indices that each interface has had, as far as the ring goes back.
+
+        An index that two interfaces had at different times stands for both.
+        """
+        known: dict[str, set[int]] = {}
+        for segment in self.ring.segments():
+            for index, names in segment.interfaces.items():
+                for name in names:
+                    known.setdefault(name, set()).add(index)
+        for each in interfaces():
+            known.setdefault(each.name, {each.index})
+        return known
+
+    def info(self) -> RingInfo:
+        """Return what is told of the ring."""
+        return msgspec.structs.replace(
+            self.ring.info(),
+            windows=len(self.windows),
+            max_windows=self.windows.limit,
+        )
+
+    async def refresh(self) -> None:
+        """Look after the recorder: whether it goes on, and with the right program.
+
+        Raises:
+            CaptureError: the program cannot be compiled anew; the old one stays.
+
+        """
+        failure = self._recorder.failure
+        if failure is not None:
+            self.windows.fail(CaptureError(f"the recorder has failed: {failure}"))
+            return
+        expressions = self._scope.expressions(interfaces())
+        if expressions == self._expressions:
+            return
+        program = await self._scope.compile(expressions)
+        if self._recorder.failure is None:
+            attach_program(self.source.fileno(), program)
+            self._expressions = expressions
+            _log.info("this host's addresses or interfaces have changed: recorded anew")
+
+    async def stop(self) -> None:
+        """End the pulls' threads, then the recorder; what the kernel holds is recorded."""
+        await self.windows.shutdown()
+        await asyncio.to_thread(self._recorder.stop)
+        self.ring.close()
+
+
+async def record(
+    options: RingOptions,
+    *,
+    exclusion: Exclusion,
+    filters: FilterCompiler,
+    max_windows: int,
+) -> Recording:
+    """Return a recording that has begun.
+
+    Raises:
+        UsageError: the directory cannot be used, or the options fit not this host.
+        CaptureError: this host cannot capture.
+
+    """
+    scope = _Scope(options, exclusion, filters)
+    expressions = scope.expressions(interfaces())
+    ring = await asyncio.to_thread(Ring, options)
+    try:
+        try:
+            program = await scope.compile(expressions)
+        except FilterError as exc:
+            raise UsageError(
+                f"--ring-filter {options.filter!r}: {exc.message}", hint=exc.hint
+            ) from exc
+        source, _ = await asyncio.to_thread(
+            open_handle,
+            program,
+            link_type=options.link.link_type,
+            snaplen=options.snaplen,
+            buffer_size=options.buffer_size,
+            nano=True,
+        )
+        try:
+            recording = Recording(
+                ring,
+                source,
+                scope=scope,
+                expressions=expressions,
+                max_windows=max_windows,
+            )
+            recording.start()
+        except BaseException:
+            source.close()
+            raise
+    except BaseException:
+        ring.close()
+        raise
+    return recording
