@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import json
 import random
 import re
 import signal
@@ -185,25 +186,34 @@ def fill(folder: Path) -> int:
         rests.append(stamp + packet)
     first = int(time.time()) - SECONDS - 60
     per_segment = SEGMENT_BYTES // size
-    number, room, file = 0, 0, None
+    data, number = bytearray(), 0
     for second in range(first, first + SECONDS):
         begin = struct.pack("<I", second)
-        at = 0
-        while at < count:
-            if room == 0:
-                if file is not None:
-                    file.close()
-                number += 1
-                created = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
-                file = (folder / f"ddump-{number:010d}-{created}.pcap").open("wb")
-                file.write(pcap_header(nano=True, link_type=SLL))
-                room = per_segment
-            part = rests[at : at + room]
-            file.write(begin + begin.join(part))
-            room -= len(part)
-            at += len(part)
-    file.close()
+        data += begin + begin.join(rests)
+        while len(data) >= per_segment * size:
+            number += 1
+            write_segment(folder, number, data[: per_segment * size])
+            del data[: per_segment * size]
+    write_segment(folder, number + 1, data)
     return first
+
+
+def write_segment(folder: Path, number: int, records: bytes) -> None:
+    """Write one file of the ring, and what an orderly end leaves beside it."""
+    begin, fraction = struct.unpack_from("<II", records)
+    created = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(begin))
+    path = folder / f"ddump-{number:010d}-{created}.pcap"
+    path.write_bytes(pcap_header(nano=True, link_type=SLL) + records)
+    # All packets have the same size, and come evenly.
+    span = len(records) * SECONDS * 10**9 // RING_BYTES
+    begin_ns = begin * 10**9 + fraction
+    said = {
+        "version": 1,
+        "begin_ns": begin_ns,
+        "end_ns": begin_ns + span,
+        "closed": True,
+    }
+    path.with_suffix(".json").write_text(json.dumps(said))
 
 
 def get(url: str, **parameters: str) -> tuple[float, float, int]:
