@@ -299,7 +299,7 @@ cdef class Cutter:
         # No stored time is less than 0.
         self._window.since_ns = max(since_ns, 0)
         self._window.lower.timestamp_ns = self._window.since_ns
-        self._window.end.timestamp_ns = max(until_ns, 0)
+        self._window.end.timestamp_ns = max(until_ns, self._window.since_ns)
         self._window.position_ns = self._window.lower.timestamp_ns
         if program:
             self._load(program)
