@@ -55,7 +55,7 @@ def test_a_kept_segment_is_read_without_its_name_until_it_is_revoked(segment):
         segment.revoke()
         # What is lent stays whole; nothing more is lent.
         assert len(os.pread(first, 1 << 16, 0)) == segment.size
-        with pytest.raises(RevokedError, match="0001-20010909T014640Z.pcap has left"):
+        with pytest.raises(RevokedError, match=r"0001-20010909T014640Z\.pcap has left"):
             segment.lease().__enter__()
     assert segment.revoked
     assert not is_open(first)

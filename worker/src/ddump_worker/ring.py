@@ -122,7 +122,6 @@ class Ring:
     ``flushed_ns`` is a moment of the clock that stamps packets: all that came before
     is in the segments. ``state`` is ``recording``, or says why nothing is recorded.
     ``evicted`` counts the segments that had to go since the start.
-    ``evicted`` counts the segments that had to go.
 
     Raises:
         UsageError: the directory cannot be used, or has no room for two segments.
@@ -133,7 +132,6 @@ class Ring:
         self.options = options
         self.flushed_ns = 0
         self.state = "not started"
-        self.evicted = 0
         self.evicted = 0
         self.directory = Directory(
             options.directory, link=options.link, snaplen=options.snaplen
@@ -354,7 +352,6 @@ class Ring:
         return True
 
     def _evict(self, segment: Segment, *, hold: bool) -> None:
-        self.evicted += 1
         with self._lock:
             self._present.remove(segment)
             self._unread.pop(segment, None)
