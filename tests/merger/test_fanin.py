@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from ddump_common.answers import StreamInfo, StreamState
 from ddump_common.api import Link
 from ddump_common.errors import (
     BrokenStreamError,
@@ -18,6 +19,7 @@ from ddump_common.errors import (
 from ddump_common.pcap import Precision
 from ddump_common.window import Interval, WindowReport
 from ddump_merger._merge import Merge
+from ddump_merger.account import Account
 from ddump_merger.config import Config
 from ddump_merger.fanin import Fanin
 from ddump_merger.header import OutputHeader
@@ -54,10 +56,12 @@ class Script:
         self.reads += 1
         await asyncio.sleep(0)  # as sockets and threads do: others have their turn
         while self.steps:
-            step = self.steps.pop(0)
+            step = self.steps[0]
+            if not isinstance(step, bytes):
+                await self._take(step)  # who gives up waiting finds it again
+            self.steps.pop(0)
             if isinstance(step, bytes):
                 return step
-            await self._take(step)
         return b""
 
     async def _take(self, step):
@@ -386,6 +390,139 @@ async def test_duration(build, monkeypatch):
     assert run.errors == [None]
 
 
+# --- Windows of the ring ---
+
+LAST = "http://{}?last=5m"
+FOLLOW = "http://{}?last=5m&follow=1"
+
+
+def account(run, behind_s):
+    """What a worker says of a stream that is so far behind its present."""
+    return Account(
+        stream=StreamInfo(
+            id=1, client="", state=StreamState.RUNNING, filter="", started_ns=0, packets=0,
+            bytes=0, dropped=0, interface_dropped=0, buffer_bytes=0, window=True,
+            position_ns=run.now_ns - int(behind_s * SECOND),
+        ),
+        time_ns=run.now_ns,
+    )  # fmt: skip
+
+
+async def test_windows_are_read_when_the_merge_waits_for_them(build):
+    """The second begins later as a whole: it is not read before the first has ended."""
+    early = Script([pcap_header(), *map(pcap_record, RECORDS[:50])])
+    late = Script([pcap_header(), *map(pcap_record, RECORDS[50:])])
+    reads = []
+    read = early.read
+
+    async def watched():
+        reads.append(late.reads)
+        return await read()
+
+    early.read = watched
+    run = build(early, late, words=[LAST.format("a"), LAST.format("b")], disorder_ns=0)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert max(reads) <= 2  # its header, and the first record
+
+
+@pytest.mark.parametrize("word", [LAST, FOLLOW])
+async def test_a_window_holds_a_live_stream_back_as_long_as_it_must(build, word):
+    """It looks through its past, and nothing that it finds is late."""
+    found = asyncio.Event()
+    live = Script([pcap(RECORDS[50:]), Forever])
+    window = Script([pcap_header(), found, *map(pcap_record, RECORDS[:50])])
+    run = build(
+        live, window, words=["http://a", word.format("b")], hold_ns=SECOND // 100
+    )
+    run.answers = [account(run, 600 - n) for n in range(100)]
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        # The live stream was moved by the clock again and again.
+        await until(lambda: run.fanin._timer is not None)
+        await asyncio.sleep(0.1)  # ten holds
+        assert run.merge.counters(0)[0] == 0
+        found.set()
+        await until(lambda: run.lanes[1].ended)
+        await until(lambda: run.merge.counters(0)[0] == 50)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+    assert [run.merge.counters(n)[2] for n in range(2)] == [0, 0]
+
+
+async def test_who_follows_is_live_when_it_has_caught_up(build):
+    """Then its silence holds the others back by ``hold`` at most."""
+    quiet = Script([pcap(RECORDS[:50]), Forever])
+    live = Script([pcap(RECORDS[50:]), Forever])
+    run = build(
+        quiet, live, words=[FOLLOW.format("a"), "http://b"], hold_ns=SECOND // 50
+    )
+    run.answers = [account(run, 60), account(run, 30), account(run, 0.5)]
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: len(run.asked) == 2)
+        assert not run.lanes[0].live
+        assert run.merge.counters(1)[0] == 0
+        await until(lambda: run.merge.counters(1)[0] == 50)
+        assert run.lanes[0].live
+        assert run.asked == [0, 0, 0]
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+
+
+async def test_followers_alone_move_by_the_clock_when_they_have_caught_up(build):
+    words = [FOLLOW.format("a"), FOLLOW.format("b")]
+    run = build(
+        Script([pcap(RECORDS), Forever]), Script([pcap([]), Forever]),
+        words=words, hold_ns=SECOND // 50,
+    )  # fmt: skip
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.counters(0)[0] == 100)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+
+
+async def test_a_window_that_is_silent_for_too_long_is_cut_short(build, caplog):
+    run = build(
+        Script([pcap(RECORDS[0::2]), Forever]),
+        Script([pcap(RECORDS[1::2])]),
+        words=[LAST.format("a"), LAST.format("b")],
+        timeout_ns=SECOND // 20,
+    )
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert caplog.messages == ["a: nothing came for 50ms (see --timeout)"]
+    assert [lane.incomplete for lane in run.lanes] == [True, False]
+
+
+async def test_a_window_that_nobody_waits_for_may_be_silent(build):
+    """The other is what the merge waits for; ten timeouts pass, and nobody is cut."""
+    go = asyncio.Event()
+    steps = [step for n in range(20) for step in (pcap_record(RECORDS[n]), go)]
+    run = build(
+        Script([pcap_header(), *steps]),
+        Script([pcap_header(), *map(pcap_record, RECORDS[50:])]),
+        words=[LAST.format("a"), LAST.format("b")],
+        timeout_ns=SECOND // 5,
+    )
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.1, go.set)
+    assert len(parse_pcap(await run.to_the_end())) == 70
+    assert run.errors == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("gap", "incomplete"), [((), False), ((Interval(begin_ns=0, end_ns=SECOND),), True)]
+)
+async def test_gaps_are_said_when_it_opens(build, caplog, gap, incomplete):
+    window = WindowReport(covered=None, gaps=gap)
+    run = build(Script([pcap(RECORDS)], window=window), words=[LAST.format("a")])
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.lanes[0].incomplete is incomplete
+    assert run.errors == [None]
+    said = [message.split(" from ")[0] for message in caplog.messages]
+    assert said == ["a: the ring has nothing"] * incomplete
+
+
 # --- Failures of the output ---
 
 
@@ -536,6 +673,12 @@ async def test_a_process_that_did_not_read_has_not_listened(build):
         (["a", "http://b"], ["open", "connecting"], []),
         # and when there are both, the stream counts for more.
         (["a", "http://b", "http://c"], ["open", "open", "connecting"], [1, 2]),
+        # Windows are as files: they wait,
+        (["http://a?last=1m", "http://b"], ["open", "connecting"], []),
+        (["http://a?last=1m&follow=1", "http://b?last=1m"], ["open", "connecting"], []),
+        # and hold streams back while they are open, not while they connect.
+        (["http://a?last=1m", "http://b"], ["open", "open"], [1]),
+        (["http://a?last=1m", "http://b"], ["connecting", "open"], [1, 0]),
     ],
 )
 async def test_who_is_held_by_a_target_that_connects(build, words, states, moved):

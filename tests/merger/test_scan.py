@@ -1,0 +1,173 @@
+"""How a window is waited for, with a worker that tells or does not."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from ddump_common.answers import StreamInfo, StreamState
+from ddump_common.errors import BrokenStreamError, UnreachableError
+from ddump_merger.account import Account
+from ddump_merger.config import Config
+from ddump_merger.lane import Lane
+from ddump_merger.scan import Scan
+from ddump_merger.target import parse_target
+
+SECOND = 1_000_000_000
+NOW = 1_700_000_000 * SECOND
+MILLISECOND = SECOND // 1000
+
+
+@dataclass
+class Quiet:
+    """A source that has nothing, until it is told otherwise."""
+
+    data: asyncio.Queue = field(default_factory=asyncio.Queue)
+    left: bytes = b""
+
+    async def read(self):
+        return await self.data.get()
+
+    def arrived(self):
+        return self.left
+
+
+def account(position_ns):
+    return Account(
+        stream=StreamInfo(
+            id=1, client="", state=StreamState.RUNNING, filter="", started_ns=0, packets=0,
+            bytes=0, dropped=0, interface_dropped=0, buffer_bytes=0, window=True,
+            position_ns=position_ns,
+        ),
+        time_ns=NOW,
+    )  # fmt: skip
+
+
+class Wait:
+    """A scan whose worker gives the answers of a list, then nothing more."""
+
+    def __init__(self, *answers, word="http://w?last=5m", timeout_ns=40 * MILLISECOND):
+        target = parse_target(word)
+        config = Config(
+            targets=(target,), timeout_ns=timeout_ns, hold_ns=5 * MILLISECOND
+        )
+        self.source = Quiet()
+        lane = Lane(index=0, target=target, source=self.source, live=False, heard=0.0)
+        self.answers = list(answers)
+        self.asked = 0
+        self.scan = Scan(lane, config, self.ask)
+
+    async def ask(self, lane):
+        self.asked += 1
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, bytes):
+            self.source.data.put_nowait(answer)
+            return account(self.asked)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def read(self):
+        async with asyncio.timeout(5):
+            return await self.scan.read()
+
+
+async def test_what_comes_is_returned():
+    wait = Wait()
+    for data in (b"x", b""):
+        wait.source.data.put_nowait(data)
+        assert await wait.read() == data
+    assert wait.asked == 0
+
+
+async def test_a_window_that_goes_on_is_waited_for():
+    """Far longer than the timeout: five answers, half a timeout apart."""
+    wait = Wait(*[account(NOW + n) for n in range(5)], b"x")
+    assert await wait.read() == b"x"
+    assert wait.asked == 6
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [],
+        [account(None)] * 9,
+        [account(NOW)] * 9,
+        [UnreachableError("no answer")] * 9,
+    ],
+)
+async def test_a_window_that_does_not_go_on_has_ended(answers):
+    wait = Wait(*answers)
+    with pytest.raises(BrokenStreamError, match=r"nothing came for 40ms.*--timeout"):
+        await wait.read()
+    assert wait.asked == 2
+
+
+async def test_a_window_that_stops_going_on_has_ended():
+    wait = Wait(*[account(NOW + min(n, 3)) for n in range(20)])
+    with pytest.raises(BrokenStreamError, match="nothing came"):
+        await wait.read()
+    assert wait.asked == 6
+
+
+async def test_what_arrived_with_the_timeout_counts():
+    wait = Wait()
+    wait.source.left = b"just in time"
+    assert await wait.read() == b"just in time"
+
+
+async def test_a_process_that_slept_has_not_listened(monkeypatch):
+    """Timers fire at once after a sleep, before what came meanwhile is read."""
+    wait = Wait(b"x")
+    loop = asyncio.get_running_loop()
+    times = iter([0.0, 100.0])
+    monkeypatch.setattr(
+        loop, "time", lambda real=loop.time: next(times, None) or real()
+    )
+    assert await wait.read() == b"x"
+    assert wait.asked == 1
+
+
+# --- Windows that are followed ---
+
+FOLLOW = "http://w?last=5m&follow=1"
+
+
+async def test_who_reads_its_past_is_not_live_yet():
+    wait = Wait(
+        account(NOW - 9 * SECOND), account(NOW - 5 * SECOND), account(NOW - SECOND),
+        word=FOLLOW,
+    )  # fmt: skip
+    assert await wait.read() is None
+    assert wait.asked == 3
+
+
+@pytest.mark.parametrize("answer", [None, account(None)])
+async def test_who_does_not_tell_is_taken_for_live(answer):
+    wait = Wait(answer, word=FOLLOW)
+    assert await wait.read() is None
+    assert wait.asked == 1
+
+
+async def test_who_does_not_answer_now_is_asked_again():
+    wait = Wait(UnreachableError("no answer"), account(NOW), word=FOLLOW)
+    assert await wait.read() is None
+    assert wait.asked == 2
+
+
+async def test_a_follower_that_does_not_go_on_has_ended():
+    wait = Wait(*[account(NOW - 60 * SECOND)] * 99, word=FOLLOW)
+    with pytest.raises(BrokenStreamError, match="nothing came"):
+        await wait.read()
+    assert wait.asked == 8  # a hold of 5 ms within 40 ms
+
+
+async def test_cancelling_loses_nothing():
+    wait = Wait()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await wait.scan.read()
+    wait.source.data.put_nowait(b"x")
+    assert await wait.read() == b"x"
