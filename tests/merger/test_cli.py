@@ -124,6 +124,37 @@ def test_only_the_first_word_can_be_a_subcommand(config):
     assert [t.name for t in config("./segments").targets] == ["./segments"]
 
 
+def test_windows_have_one_now_for_all_targets(config, tmp_path):
+    path = tmp_path / "targets"
+    path.write_text("http://h1\nhttp://h2?filter=icmp\n")
+    parsed = config("--last", "5m", "-T", path, "http://h0")
+    queries = [target.query for target in parsed.targets]
+    assert len({(query.since_ns, query.until_ns) for query in queries}) == 1
+    assert queries[0].until_ns - queries[0].since_ns == 300 * SECONDS
+    assert [target.path for target in parsed.targets] == ["/ring"] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "since_ns", "until_ns", "follow"),
+    [
+        (["--since", "2023-11-22T14:03:00Z"], 1_700_661_780 * SECONDS, None, False),
+        (["--since", "5", "--until", "6.5"], 5 * SECONDS, 6_500_000_000, False),
+        (["--since=5", "--follow"], 5 * SECONDS, None, True),
+        (["--until", "6"], None, 6 * SECONDS, False),
+    ],
+)
+def test_windows(config, words, since_ns, until_ns, follow):
+    (target,) = config(*words, "http://h").targets
+    query = target.query
+    assert (query.since_ns, query.until_ns) == (since_ns, until_ns)
+    assert query.follow is follow
+
+
+def test_a_relative_time_may_begin_with_a_dash(config):
+    (target,) = config("--since", "-5m", "--until", "-1m", "http://h").targets
+    assert target.query.until_ns - target.query.since_ns == 240 * SECONDS
+
+
 def test_files_of_targets(config, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("a=http://h1  # comment\n\n-\n")
@@ -164,6 +195,21 @@ def test_files_of_targets(config, tmp_path):
         (["-T", "/nonexistent/x"], "cannot read /nonexistent/x: No such file"),
         (["--token-file", "/nonexistent/x", "a"], "cannot read /nonexistent/x"),
         (["--user", "me", "http://h"], "no password for the user 'me'"),
+        (["--last", "5m", "a.pcap"], "--follow are for workers, not for files"),
+        (["--last", "5 years", "http://h"], "--last: '5 years' is not a duration (for"),
+        (["--since", "soon", "http://h"], "--since: 'soon' is not a time (for example"),
+        (["--last", "5m", "--since", "-5m"], "--last: since is given as well"),
+        (
+            ["--last", "5m", "--until", "-1m"],
+            "--last: ends now (give since with until)",
+        ),
+        (["--since", "-1m", "--until", "-2m"], "--until: is not after since"),
+        (["--follow", "--until", "-2m"], "--until: is past"),
+        (["--last", "5m", "http://h/capture"], "/capture has no past"),
+        (["--last", "5m", "http://h?last=5m"], "--last is given, and last= in the URL"),
+        (["segments"], "segments is for workers"),
+        (["segments", "a.pcap"], "segments is for workers"),
+        (["segments", "--last", "5m", "http://h"], "No such option"),
         (["status"], "status is for workers"),
         (["status", "--hold", "5", "http://h"], "No such option"),
         (["status", "a.pcap"], "status is for workers"),
@@ -191,8 +237,9 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"ddump, version {ddump_merger.__version__}\n"
 
 
-def test_help_of_status_has_its_own_exit_codes(capsys):
-    assert main(["status", "--help"]) == 0
+@pytest.mark.parametrize("command", ["status", "segments"])
+def test_help_of_a_survey_has_its_own_exit_codes(capsys, command):
+    assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
     for line in ("0  all answered", "3  no target answered", "4  a target did not"):
         assert line in out
@@ -218,6 +265,7 @@ def test_help_has_every_option(capsys):
     out = capsys.readouterr().out
     for option in (
         "-f, --filter", "-i, --interface", "-s, --snaplen", "-c, --count", "--duration",
+        "--last", "--since", "--until", "--follow",
         "-T, --targets", "-w, --write", "--format", "--link", "--precision", "-ca, --ca",
         "-cert, --cert", "-key, --key", "--user", "--password-file", "--token-file",
         "--hold", "--disorder", "--buffer", "--timeout", "--connect-timeout",

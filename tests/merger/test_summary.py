@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ddump_common.errors import BrokenStreamError, ExitCode, UnreachableError
+from ddump_common.window import Interval, WindowReport
 from ddump_merger._merge import Merge
 from ddump_merger.lane import Lane, LaneState
 from ddump_merger.summary import exit_code, summary_lines
@@ -90,6 +91,32 @@ def test_what_was_cut_is_said():
     assert merge.data_to_send()
     assert list(summary_lines([lane(0, "a")], merge)) == [
         "a: 1 packet received, 0 late, 1 cut to the snapshot length"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("window", "skipped", "expected"),
+    [
+        (None, 0, ExitCode.OK),
+        (WindowReport(covered=None), 0, ExitCode.OK),
+        (WindowReport(covered=None, gaps=(Interval(begin_ns=0, end_ns=1),)), 0,
+         ExitCode.INCOMPLETE),
+        (None, 1, ExitCode.INCOMPLETE),
+    ],
+)  # fmt: skip
+def test_what_a_window_lacks_is_missing(window, skipped, expected):
+    one = lane(0, "http://a?last=5m")
+    one.window, one.skipped = window, skipped
+    assert exit_code([one, lane(1, "b")], interrupted=False) is expected
+
+
+def test_a_window_has_counts_of_its_worker():
+    one = lane(0, "http://a?last=5m")
+    one.live, one.dropped, one.skipped = False, 3, 70
+    merge = Merge(1)
+    assert list(summary_lines([one], merge)) == [
+        "a: 0 packets received, 3 dropped by kernel, 0 late, "
+        "70 overwritten before they were read"
     ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,84 @@ def test_a_file_of_targets_that_cannot_be_read(tmp_path):
 
 def test_redacted_is_printable():
     assert redacted("a=http://u:p@q@h/\x1b[31m") == "a=http://***@h/\\x1b[31m"
+
+
+# --- Windows ---
+
+NOW = 1_700_661_780 * SECONDS  # 2023-11-22T14:03:00Z
+SINCE = "since=2023-11-22T13%3A58%3A00Z"
+UNTIL = "until=2023-11-22T14%3A03%3A00Z"
+
+
+@pytest.mark.parametrize(
+    ("text", "window", "url", "follows"),
+    [
+        ("http://w", [("last", "5m")], f"http://w:8475/ring?{SINCE}&{UNTIL}", False),
+        ("http://w/", [("last", "5m")], f"http://w:8475/ring?{SINCE}&{UNTIL}", False),
+        ("http://w/p/", [("since", "-5m")], f"http://w:8475/p/ring?{SINCE}", False),
+        ("http://w/ring", [("until", "now")], f"http://w:8475/ring?{UNTIL}", False),
+        ("http://w/x", [("until", "now")], f"http://w:8475/x?{UNTIL}", False),
+        ("http://w?last=5m", [], f"http://w:8475/ring?{SINCE}&{UNTIL}", False),
+        ("http://w?since=1700661480&until=1700661780", [],
+         f"http://w:8475/ring?{SINCE}&{UNTIL}", False),
+        ("http://w?since=2023-11-22T14:58:00+01:00", [], f"http://w:8475/ring?{SINCE}", False),
+        ("http://w/p/?last=5m&follow=1", [], f"http://w:8475/p/ring?{SINCE}&follow=1", True),
+        ("http://w?last=5m", [("follow", "1")], f"http://w:8475/ring?{SINCE}&follow=1", True),
+        ("http://w?since=-5m", [("until", "now")], f"http://w:8475/ring?{SINCE}&{UNTIL}", False),
+        ("http://w/ring", [], "http://w:8475/ring", False),
+        ("http://w/p/ring?filter=icmp", [], "http://w:8475/p/ring?filter=icmp", False),
+    ],
+)  # fmt: skip
+def test_windows_are_of_the_ring_and_absolute(text, window, url, follows):
+    target = parse_target(text, QueryOptions(window=tuple(window), now_ns=NOW))
+    assert target.url == url
+    assert (target.live, target.follows) == (False, follows)
+
+
+def test_what_names_no_window_is_live():
+    for text in ("http://w", "http://w/capture", "http://w/p/", "http://w/x"):
+        target = parse_target(text, QueryOptions(now_ns=NOW))
+        assert (target.live, target.follows) == (True, False)
+
+
+def test_a_time_in_a_url_is_local_to_who_writes_it(monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        target = parse_target(
+            "http://w?since=14:58&until=2023-11-22 15:03", QueryOptions(now_ns=NOW)
+        )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert target.url == f"http://w:8475/ring?{SINCE}&{UNTIL}"
+
+
+def test_the_filter_of_a_window_is_joined_as_any():
+    options = QueryOptions(window=(("last", "5m"),), now_ns=NOW, filter="tcp")
+    target = parse_target("http://w?filter=icmp or udp&snaplen=96", options)
+    assert target.query.filter == "(icmp or udp) and (tcp)"
+    assert (target.query.snaplen, target.query.until_ns) == (96, NOW)
+
+
+@pytest.mark.parametrize(
+    ("text", "window", "complaint"),
+    [
+        ("http://w/capture", [("last", "5m")], "/capture has no past (for a window leave"),
+        ("http://w/p/capture?since=-5m", [], "or write /ring"),
+        ("http://w?last=5m", [("last", "1m")], "--last is given, and last= in the URL"),
+        ("http://w?since=-5m", [("last", "1m")], "last: since is given as well"),
+        ("http://w?last=5m&until=-1m", [], "last: ends now (give since with until)"),
+        ("http://w?since=soon", [], "since: 'soon' is not a time (for example"),
+        ("http://w?since=-1m&since=-1m", [], "since: given more than once"),
+        ("http://w?follow=1&until=-1m", [], "until: is past"),
+        ("http://w/x?sinse=-1m", [], "sinse: unknown parameter"),
+        ("http://w/ring?sinse=-1m", [], "there are since, until, last, follow"),
+        ("a.pcap", [("last", "5m")], "are for workers, not for files (editcap"),
+        ("-", [("follow", "1")], "--last, --since, --until and --follow are for workers"),
+    ],
+)  # fmt: skip
+def test_windows_that_make_no_sense(text, window, complaint):
+    with pytest.raises(UsageError) as caught:
+        parse_target(text, QueryOptions(window=tuple(window), now_ns=NOW))
+    assert complaint in str(caught.value)
