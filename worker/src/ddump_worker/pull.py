@@ -208,12 +208,12 @@ class Pull:
         """Return ``None`` when what comes later is wanted as well."""
         while self._reason is not EndReason.DURATION:
             data = await self._read(self._cut)
+            self.position_ns = self._cutter.position_ns
             self._let_go_of_parts()
             if data:
                 await send(data)
             if self._cutter.finished:
                 return self._limit()
-            self.position_ns = self._cutter.position_ns
             if self._cutter.exhausted:
                 return None if self._query.follow else EndReason.COMPLETE
         return EndReason.DURATION

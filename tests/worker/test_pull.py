@@ -1,0 +1,499 @@
+"""One pull: slices of real segments, and what follows them, to a client that a test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ddump_common.api import Link, RingQuery
+from ddump_common.errors import CaptureError
+from ddump_common.pcap import Precision
+from ddump_worker import _pcap, pull
+from ddump_worker.pull import Bounds, Pull
+from support.captures import Record, parse_records
+from support.rings import MB, SECOND, RingWriter
+from support.workers import wait_until
+
+FOREVER = (1 << 63) - 1
+MS = SECOND // 1000
+
+
+@pytest.fixture
+def make_ring(tmp_path):
+    """Return a function that makes the test's ring."""
+    with contextlib.ExitStack() as stack:
+
+        async def make(**given) -> RingWriter:
+            writer = await asyncio.to_thread(RingWriter, tmp_path, **given)
+            stack.callback(writer.close)
+            return writer
+
+        yield make
+
+
+@pytest.fixture
+async def writer(make_ring):
+    return await make_ring()
+
+
+@pytest.fixture
+def executor():
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+@pytest.fixture
+def open_pull(executor):
+    """Return a function that opens a pull, which is woken as the ring wakes it."""
+    with contextlib.ExitStack() as stack:
+
+        def open_(writer, *, since_ns=0, until_ns=FOREVER, program=b"", **query):
+            pulled = Pull(
+                RingQuery(**{"precision": Precision.NANO} | query),
+                ring=writer.ring,
+                bounds=Bounds(since_ns, until_ns),
+                program=program,
+                executor=executor,
+                on_close=lambda _: None,
+            )
+            loop = asyncio.get_running_loop()
+            stack.callback(pulled.close)
+            stack.callback(
+                writer.ring.watch(lambda: loop.call_soon_threadsafe(pulled.notice))
+            )
+            return pulled
+
+        yield open_
+
+
+class Client:
+    """Takes what is sent, and may stall."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self.grown = asyncio.Event()
+
+    async def send(self, data: bytes) -> None:
+        self.data += data
+        self.grown.set()
+        await self.takes.wait()
+
+    def records(self, *, nano=True) -> list[Record]:
+        return parse_records(self.data, nano=nano)
+
+    async def has(self, count: int) -> list[Record]:
+        """Wait until it has so many records, and return them."""
+        async with asyncio.timeout(5):
+            while len(self.records()) < count:
+                self.grown.clear()
+                await self.grown.wait()
+        assert len(self.records()) == count
+        return self.records()
+
+
+async def pulled(opened, **options) -> list[Record]:
+    client = Client()
+    async with asyncio.timeout(10):
+        await opened.deliver(client.send, **options)
+    return client.records()
+
+
+def in_order(records, since_ns=0, until_ns=FOREVER) -> list[Record]:
+    chosen = [each for each in records if since_ns <= each.timestamp_ns < until_ns]
+    return sorted(chosen, key=lambda each: each.timestamp_ns)
+
+
+def compiled(expression: str, link_type: int = 113) -> bytes:
+    return _pcap.compile_filter(expression, link_type=link_type, snaplen=262144)
+
+
+class TestWindow:
+    async def test_it_has_what_is_in_its_bounds_in_time_order(self, writer, open_pull):
+        now = writer.now_ns
+        records = await writer.write(now, now + 5 * MS, now + 2 * MS, now + 5 * MS)
+        await writer.rotate()
+        records += await writer.write(now + 1 * MS, now + 9 * MS, now - 40 * SECOND)
+        for since, until in (
+            (0, FOREVER),
+            (now + MS, now + 5 * MS),
+            (now + 9 * MS, FOREVER),
+        ):
+            opened = open_pull(writer, since_ns=since, until_ns=until)
+            assert await pulled(opened) == in_order(records, since, until)
+            assert opened.packets == len(in_order(records, since, until))
+            assert opened.skipped == opened.granted == opened.undelivered == 0
+            opened.refresh()
+
+    async def test_it_is_cut_into_slices(self, writer, open_pull):
+        records = await writer.fill(3)
+        opened = open_pull(writer)
+        client = Client()
+        client.takes.clear()
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(opened.deliver(client.send))
+            async with asyncio.timeout(5):
+                await client.grown.wait()
+            # One is under way, and nothing more is read before it is taken.
+            await asyncio.sleep(0.05)
+            size = len(client.data)
+            assert size <= pull.SLICE_BYTES + 130_000
+            assert (
+                records[0].timestamp_ns < opened.position_ns < records[-1].timestamp_ns
+            )
+            client.takes.set()
+        assert delivery.result() == "complete"
+        assert client.records() == records
+
+    async def test_what_is_recorded_after_it_began_is_not_in_it(
+        self, writer, open_pull
+    ):
+        records = await writer.write()
+        opened = open_pull(writer)
+        await writer.write()
+        assert await pulled(opened) == records
+
+    async def test_packets_and_bytes_end_it(self, writer, open_pull):
+        records = await writer.write(*range(writer.now_ns, writer.now_ns + 10))
+        size = len(records[0].data)
+        for limit, count, reason in (
+            ({"packets": 3}, 3, "packets"),
+            ({"bytes": size * 4}, 4, "bytes"),
+        ):
+            opened = open_pull(writer, **limit)
+            client = Client()
+            assert await opened.deliver(client.send) == reason
+            assert client.records() == records[:count]
+            assert opened.data_bytes == size * count
+
+    async def test_the_filter_runs_on_what_is_stored(self, writer, open_pull):
+        now = writer.now_ns
+        await writer.write(now, port=9)
+        wanted = await writer.write(now + 1, port=7)
+        opened = open_pull(writer, program=compiled("udp dst port 7"), link=Link.SLL2)
+        (record,) = await pulled(opened)
+        assert record.data[20:] == wanted[0].data[16:]
+        assert record.data[:2] == b"\x08\x00"
+
+    async def test_snaplen_and_precision(self, writer, open_pull):
+        (record,) = await writer.write(writer.now_ns + 1999)
+        opened = open_pull(writer, snaplen=20, precision=Precision.MICRO)
+        client = Client()
+        await opened.deliver(client.send)
+        assert client.records(nano=False) == [
+            Record(
+                writer.now_ns // SECOND * SECOND + 1000, record.data[:20], record.length
+            )
+        ]
+
+    async def test_stored_interfaces(self, make_ring, open_pull):
+        writer = await make_ring(link=Link.SLL2)
+        now = writer.now_ns
+        await writer.write(now, ifindex=2)
+        wanted = await writer.write(now + 1, ifindex=3)
+        opened = open_pull(writer, program=compiled("ifindex 3", 276), link=Link.SLL2)
+        assert await pulled(opened) == wanted
+
+    async def test_the_kernel_s_drops_are_those_of_the_segments_it_reads(
+        self, writer, open_pull
+    ):
+        await writer.write()
+        await writer.drop(5)
+        await writer.rotate()
+        begin = writer.now_ns
+        await writer.write()
+        await writer.drop(7)
+        assert open_pull(writer, since_ns=begin).dropped == 7
+        opened = open_pull(writer)
+        assert opened.dropped == 12
+        await pulled(opened)
+        assert opened.dropped == 12
+
+    async def test_duration_ends_it_before_its_end(self, writer, open_pull):
+        await writer.fill(3)
+        opened = open_pull(writer, duration_ns=50 * MS)
+        client = Client()
+        client.takes.clear()
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(opened.deliver(client.send))
+            await wait_until(lambda: opened._reason is not None)
+            client.takes.set()
+        assert delivery.result() == "duration"
+        assert 0 < opened.packets < 24
+
+    async def test_a_worker_that_ends_lets_it_end(self, writer, open_pull):
+        records = await writer.fill(3)
+        opened = open_pull(writer)
+        opened.stop()
+        client = Client()
+        assert await opened.deliver(client.send) == "complete"
+        assert client.records() == records
+
+    async def test_a_file_that_was_changed_is_an_error(self, writer, open_pull):
+        await writer.write()
+        (segment,) = writer.ring.segments()
+        opened = open_pull(writer)
+        with segment.path.open("r+b") as file:
+            file.truncate(30)
+        with pytest.raises(CaptureError, match="not what was indexed"):
+            await pulled(opened)
+
+    async def test_a_file_that_cannot_be_read_is_an_error(self, writer, open_pull):
+        await writer.write()
+        (segment,) = writer.ring.segments()
+        opened = open_pull(writer)
+        segment.path.rename(segment.path.with_suffix(".away"))
+        segment.path.mkdir()
+        with pytest.raises(CaptureError, match="cannot read the ring: Is a directory"):
+            await pulled(opened)
+        segment.path.rmdir()
+
+    async def test_closing_twice_is_harmless(self, writer, open_pull):
+        opened = open_pull(writer)
+        opened.close()
+        opened.close()
+        opened.stop()
+        opened.notice()
+
+
+class TestPins:
+    async def test_what_is_evicted_is_read_to_its_end(self, make_ring, open_pull):
+        writer = await make_ring(pinned=100 * MB)
+        records = await writer.fill(5)
+        opened = open_pull(writer)
+        await writer.fill(9)
+        assert min(each.number for each in writer.ring.segments()) > 5
+        assert await pulled(opened) == records
+        assert opened.skipped == 0
+
+    async def test_what_may_not_stay_is_skipped_and_counted(self, make_ring, open_pull):
+        writer = await make_ring(pinned=0)
+        records = await writer.fill(5)
+        opened = open_pull(writer)
+        await writer.fill(6)
+        first = min(each.number for each in writer.ring.segments())
+        gone = 8 * (first - 1)
+        assert 0 < gone < 40
+        assert await pulled(opened) == records[gone:]
+        assert opened.skipped == gone
+
+    async def test_segments_are_let_go_as_they_are_passed(self, make_ring, open_pull):
+        writer = await make_ring(pinned=100 * MB)
+        records = await writer.fill(6)
+        opened = open_pull(writer)
+        await writer.fill(14)
+        before = writer.ring.info().pinned_bytes
+        assert before >= 5 * MB
+        client = Client()
+        client.takes.clear()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(opened.deliver(client.send))
+            for _ in range(6):
+                async with asyncio.timeout(5):
+                    await client.grown.wait()
+                client.grown.clear()
+                client.takes.set()
+                await asyncio.sleep(0)
+                client.takes.clear()
+            await wait_until(lambda: writer.ring.info().pinned_bytes < before)
+            client.takes.set()
+        assert client.records() == records
+        await wait_until(lambda: writer.ring.info().pinned_bytes == 0)
+
+    async def test_a_client_that_leaves_pins_nothing(self, make_ring, open_pull):
+        writer = await make_ring(pinned=100 * MB)
+        await writer.fill(5)
+        opened = open_pull(writer, follow=True)
+        await writer.fill(9)
+        assert writer.ring.info().pinned_bytes > 5 * MB
+        opened.close()
+        await wait_until(lambda: writer.ring.info().pinned_bytes == 0)
+
+
+class TestFollow:
+    @contextlib.asynccontextmanager
+    async def following(self, opened, client, **options):
+        """Deliver while the body runs; then stop, and wait for the end."""
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(opened.deliver(client.send, **options))
+            yield delivery
+            opened.stop()
+
+    async def test_window_and_what_comes_after_are_one(self, writer, open_pull):
+        records = await writer.fill(2)
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        # Recorded after it began, before it is read.
+        records += await writer.write()
+        async with self.following(opened, client) as delivery:
+            assert await client.has(len(records)) == records
+            for _ in range(3):
+                records += await writer.fill(1)
+                records += await writer.write()
+                assert await client.has(len(records)) == records
+        assert delivery.result() == "shutdown"
+        assert opened.position_ns == writer.ring.flushed_ns
+        assert client.records() == records
+
+    async def test_later_packets_come_in_order_of_arrival(self, writer, open_pull):
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        async with self.following(opened, client):
+            now = writer.now_ns
+            records = await writer.write(now + 9, now + 3)
+            records += await writer.write(now + 1)
+            assert await client.has(3) == records
+
+    async def test_bounds_and_filter_hold_for_them_as_well(self, writer, open_pull):
+        now = writer.now_ns
+        opened = open_pull(
+            writer, since_ns=now, until_ns=now + SECOND, follow=True,
+            program=compiled("udp dst port 7"),
+        )  # fmt: skip
+        client = Client()
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(opened.deliver(client.send))
+            await writer.write(now - 1, now, port=8, flush=False)
+            await writer.write(now - 1, port=7, flush=False)
+            wanted = await writer.write(now + SECOND - 1, port=7, flush=False)
+            await writer.write(now + SECOND, port=7, flush=False)
+            await client.has(1)
+            assert not delivery.done()
+            await writer.flush(now + SECOND)
+        assert delivery.result() == "complete"
+        assert client.records() == wanted
+
+    async def test_it_ends_with_its_until_though_more_is_there(self, writer, open_pull):
+        """It reads up to where the end was recorded, however much has come since."""
+        now = writer.now_ns
+        opened = open_pull(writer, until_ns=now + 10 * MS, follow=True)
+        records = await writer.write(now, now + 9 * MS, now + 10 * MS)
+        await writer.fill(2)
+        assert await pulled(opened) == records[:2]
+
+    async def test_limits_end_it(self, writer, open_pull):
+        records = await writer.write()
+        for limit, reason in (
+            ({"packets": 3}, "packets"),
+            ({"bytes": 3 * len(records[0].data)}, "bytes"),
+        ):
+            opened = open_pull(writer, follow=True, **limit)
+            client = Client()
+            async with asyncio.TaskGroup() as tasks:
+                delivery = tasks.create_task(opened.deliver(client.send))
+                await client.has(len(records))
+                await writer.write()
+            assert delivery.result() == reason
+            assert len(client.records()) == 3
+            records = in_order([*records, *client.records()[2:]])
+
+    async def test_idle_ends_it(self, writer, open_pull, monkeypatch):
+        monkeypatch.setattr(pull, "_GRACE_SECONDS", 0.01)
+        records = await writer.write()
+        opened = open_pull(writer, follow=True, idle_ns=30 * MS)
+        client = Client()
+        assert await opened.deliver(client.send) == "idle"
+        assert client.records() == records
+
+    async def test_duration_ends_it_with_what_came_until_then(self, writer, open_pull):
+        writer.now_ns += 1000 * SECOND  # its clock is ahead of ours: all is flushed
+        await writer.flush()
+        states = []
+        opened = open_pull(writer, follow=True, duration_ns=100 * MS)
+        client = Client()
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(
+                opened.deliver(client.send, on_draining=lambda: states.append(1))
+            )
+            records = await writer.write()
+            await client.has(2)
+        assert delivery.result() == "duration"
+        assert client.records() == records
+        assert states == [1]
+
+    async def test_a_stop_waits_for_what_is_not_yet_recorded(self, writer, open_pull):
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(opened.deliver(client.send))
+            opened.stop()
+            await asyncio.sleep(0.05)
+            assert not delivery.done()
+            records = await writer.write(flush=False)
+            await writer.flush(opened._stopped_ns)
+        assert delivery.result() == "shutdown"
+        assert client.records() == records
+
+    async def test_a_stop_waits_not_for_ever(self, writer, open_pull, monkeypatch):
+        monkeypatch.setattr(pull, "_GRACE_SECONDS", 0.05)
+        opened = open_pull(writer, follow=True)
+        opened.stop()
+        opened.fail(CaptureError("too late"))
+        assert await pulled(opened) == []
+
+    async def test_a_recorder_that_fails_is_an_error(
+        self, writer, open_pull, monkeypatch
+    ):
+        monkeypatch.setattr(pull, "_GRACE_SECONDS", 0.05)
+        records = await writer.write()
+        opened = open_pull(writer, follow=True)
+        opened.fail(CaptureError("the recorder has failed"))
+        client = Client()
+        with pytest.raises(CaptureError, match="recorder has failed"):
+            await opened.deliver(client.send)
+        assert client.records() == records
+
+    async def test_one_that_falls_behind_gets_a_counted_gap(self, make_ring, open_pull):
+        writer = await make_ring(pinned=2 * MB, size=4 * MB)
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        client.takes.clear()
+        async with self.following(opened, client):
+            records = await writer.write()
+            await client.has(2)
+            records += await writer.fill(12)
+            client.takes.set()
+            await wait_until(lambda: len(client.records()) + opened.skipped >= 98)
+        found = client.records()
+        assert found == records[:2] + records[2 + opened.skipped :]
+        assert 0 < opened.skipped < 90
+
+    async def test_a_ring_without_a_segment_is_followed_from_its_first(
+        self, make_ring, open_pull
+    ):
+        writer = await make_ring(begin=False)
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        async with self.following(opened, client):
+            await asyncio.sleep(0)
+            await asyncio.to_thread(writer.begin)
+            records = await writer.write()
+            assert await client.has(2) == records
+
+    async def test_drops_of_segments_that_it_passed_stay_counted(
+        self, writer, open_pull
+    ):
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        async with self.following(opened, client):
+            await writer.drop(3)
+            await writer.fill(2)
+            await writer.drop(4)
+            await writer.write()
+            await client.has(18)
+            await wait_until(lambda: len(opened._held) == 1)
+            assert opened.dropped == 7
+
+    async def test_cancelling_in_a_slice_leaves_all_whole(self, writer, open_pull):
+        await writer.fill(3)
+        opened = open_pull(writer, follow=True)
+        for _ in range(3):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await opened.deliver(Client().send)
+        opened.close()
+        await wait_until(lambda: not writer.ring._pins)
