@@ -34,11 +34,11 @@ class Quiet:
         return self.left
 
 
-def account(position_ns):
+def account(position_ns, *, window=True):
     return Account(
         stream=StreamInfo(
             id=1, client="", state=StreamState.RUNNING, filter="", started_ns=0, packets=0,
-            bytes=0, dropped=0, interface_dropped=0, buffer_bytes=0, window=True,
+            bytes=0, dropped=0, interface_dropped=0, buffer_bytes=0, window=window,
             position_ns=position_ns,
         ),
         time_ns=NOW,
@@ -84,7 +84,8 @@ async def test_what_comes_is_returned():
 
 async def test_a_window_that_goes_on_is_waited_for():
     """Far longer than the timeout: five answers, half a timeout apart."""
-    wait = Wait(*[account(NOW + n) for n in range(5)], b"x")
+    positions = [None, *[NOW + n for n in range(4)]]
+    wait = Wait(*map(account, positions), b"x")
     assert await wait.read() == b"x"
     assert wait.asked == 6
 
@@ -144,7 +145,13 @@ async def test_who_reads_its_past_is_not_live_yet():
     assert wait.asked == 3
 
 
-@pytest.mark.parametrize("answer", [None, account(None)])
+async def test_who_has_not_begun_is_not_live_yet():
+    wait = Wait(account(None), account(None), account(NOW), word=FOLLOW)
+    assert await wait.read() is None
+    assert wait.asked == 3
+
+
+@pytest.mark.parametrize("answer", [None, account(None, window=False)])
 async def test_who_does_not_tell_is_taken_for_live(answer):
     wait = Wait(answer, word=FOLLOW)
     assert await wait.read() is None

@@ -52,6 +52,7 @@ class Scan:
             min(config.hold_ns, patience_ns) if self._follows else patience_ns
         )
         self._position_ns: int | None = None
+        self._was_asked = False
         self._goes_on = False
 
     async def read(self) -> bytes | None:
@@ -89,13 +90,18 @@ class Scan:
 
     async def _has_caught_up(self) -> bool:
         """Ask the worker; note whether the window went on since it was asked before."""
-        before_ns, self._goes_on = self._position_ns, False
+        self._goes_on = False
         try:
             account = await self._ask(self._lane)
         except PeerError:
             return False
-        if account is None or account.stream.position_ns is None:
+        if account is None or not account.stream.window:
             return self._follows  # who does not tell is taken for a live stream
-        self._position_ns = account.stream.position_ns
-        self._goes_on = before_ns is not None and self._position_ns != before_ns
-        return self._follows and self._position_ns >= account.time_ns - _PRESENT_NS
+        position_ns = account.stream.position_ns  # None: it has not begun
+        self._goes_on = self._was_asked and position_ns != self._position_ns
+        self._was_asked, self._position_ns = True, position_ns
+        return (
+            self._follows
+            and position_ns is not None
+            and position_ns >= account.time_ns - _PRESENT_NS
+        )
