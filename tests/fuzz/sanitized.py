@@ -20,7 +20,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-KERNELS = ("merger", "worker")
+DISTRIBUTIONS = ("merger", "worker")
 FLAGS = (
     "-O1",
     "-g",
@@ -31,13 +31,19 @@ FLAGS = (
 
 
 def build(distribution, folder):
-    """Compile the kernel of ``distribution`` in a copy of its sources."""
+    """Compile the kernels of ``distribution`` in a copy of its sources; return each
+    one's name and where it is."""
     source = ROOT / distribution / "src"
     shutil.copytree(
         source, folder, ignore=shutil.ignore_patterns("*.so", "*.c", "*.egg-info")
     )
     with (source.parent / "pyproject.toml").open("rb") as file:
-        (module,) = tomllib.load(file)["tool"]["setuptools"]["ext-modules"]
+        modules = tomllib.load(file)["tool"]["setuptools"]["ext-modules"]
+    return [(module["name"], compiled(module, folder)) for module in modules]
+
+
+def compiled(module, folder):
+    """Compile one kernel as its entry in pyproject.toml says."""
     pyx = folder / Path(module["sources"][0]).relative_to("src")
     subprocess.run(
         [sys.executable, "-m", "cython", "-3", pyx.relative_to(folder)],
@@ -59,7 +65,7 @@ def build(distribution, folder):
         ],
         check=True,
     )
-    return module["name"], pyx.with_suffix(suffix)
+    return pyx.with_suffix(suffix)
 
 
 def environment(folders):
@@ -99,10 +105,11 @@ def check_loaded(name, path, variables):
 
 def main():
     with tempfile.TemporaryDirectory(prefix="ddump-sanitized-") as name:
-        folders = [Path(name) / distribution for distribution in KERNELS]
+        folders = [Path(name) / distribution for distribution in DISTRIBUTIONS]
         kernels = [
-            build(distribution, folder)
-            for distribution, folder in zip(KERNELS, folders, strict=True)
+            kernel
+            for distribution, folder in zip(DISTRIBUTIONS, folders, strict=True)
+            for kernel in build(distribution, folder)
         ]
         variables = environment(folders)
         for module, path in kernels:

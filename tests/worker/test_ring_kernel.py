@@ -540,6 +540,12 @@ class TestFilter:
         with pytest.raises(FilterError, match="libpcap cannot run"):
             Cutter(program=program, link_type=SLL, output_link_type=SLL)
 
+    @pytest.mark.parametrize("code", [0x10, 0x38, 0x8C, 0x120])
+    def test_what_libpcap_would_abort_at_is_refused(self, code):
+        program = struct.pack("=HBBI", code, 0, 0, 0) + struct.pack("=HBBI", 6, 0, 0, 1)
+        with pytest.raises(FilterError, match=f"instruction {code:#x}|cannot run"):
+            Cutter(program=program, link_type=SLL, output_link_type=SLL)
+
     def test_a_loop_is_refused(self):
         back = struct.pack("=HBBI", 5, 0, 0, 0xFFFFFFFF)
         end = struct.pack("=HBBI", 6, 0, 0, 1)

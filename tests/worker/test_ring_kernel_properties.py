@@ -35,6 +35,8 @@ sizes = st.sampled_from([20, 20, 60, 1500, 33_000, 65_520, 65_521, 262_144])
 link_types = st.sampled_from([SLL, SLL2])
 batches = st.sampled_from([1 << 10, 1 << 16, 1 << 18, 1 << 22])
 targets = st.sampled_from([1, 100, 70_000, 1 << 18, 1 << 22])
+# Enough records for several slices, or whatever comes.
+COUNTS = st.sampled_from([0, 60])
 bounds = st.one_of(st.integers(-1, 14), st.integers(-(1 << 63), (1 << 63) - 1))
 
 
@@ -51,7 +53,7 @@ def rising(draw):
     steps = st.one_of(
         st.integers(0, 3), st.integers(-5, 1000), st.sampled_from([-S, S, 3600 * S])
     )
-    for step in draw(st.lists(steps, max_size=60)):
+    for step in draw(st.lists(steps, min_size=draw(COUNTS), max_size=90)):
         time = max(0, time + step)
         times.append(time)
     return times
@@ -63,7 +65,8 @@ def segments(draw):
     found = []
     number = 0
     for _ in range(draw(st.integers(1, 4))):
-        times = draw(st.one_of(rising(), st.lists(moments, max_size=60)))
+        any_times = st.lists(moments, min_size=draw(COUNTS), max_size=90)
+        times = draw(st.one_of(rising(), any_times))
         records = []
         for time in times:
             records.append(record(number, time, draw(sizes)))

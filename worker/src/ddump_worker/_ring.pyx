@@ -73,6 +73,18 @@ cdef enum:
     # Blocks of one call of `follow`: those that it need not read cost it nothing.
     MAX_FOLLOWED = 4096
 
+# What libpcap runs; at anything else it aborts the process, though bpf_validate takes it.
+cdef object _INSTRUCTIONS = frozenset([
+    0x00, 0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0x60, 0x80,  # ld
+    0x01, 0x61, 0x81, 0xB1,  # ldx
+    0x02, 0x03,  # st, stx
+    0x04, 0x14, 0x24, 0x34, 0x44, 0x54, 0x64, 0x74, 0x84, 0x94, 0xA4,  # with k
+    0x0C, 0x1C, 0x2C, 0x3C, 0x4C, 0x5C, 0x6C, 0x7C, 0x9C, 0xAC,  # with x
+    0x05, 0x15, 0x25, 0x35, 0x45, 0x1D, 0x2D, 0x3D, 0x4D,  # jumps
+    0x06, 0x16,  # ret
+    0x07, 0x87,  # tax, txa
+])
+
 cdef uint64_t NO_LIMIT = 0xFFFFFFFFFFFFFFFFULL
 cdef int64_t MAX_SEGMENT = <int64_t>1 << PLACE_BITS
 
@@ -317,6 +329,10 @@ cdef class Cutter:
         if len(code) % INSTRUCTION or not bpf_validate(instructions, <int>count):
             raise FilterError(f"libpcap cannot run the filter of {len(code)} bytes")
         for i in range(count):
+            if instructions[i].code not in _INSTRUCTIONS:
+                raise FilterError(
+                    f"libpcap does not know instruction {instructions[i].code:#x}"
+                )
             # libpcap itself allows jumps backward: they could go on for ever.
             if instructions[i].code == BPF_JA and instructions[i].k >= count - i:
                 raise FilterError("the filter has a loop, as with protochain")
