@@ -14,7 +14,7 @@ from ddump_common.text import printable
 from .account import fetch_segments
 from .status import told_state
 from .survey import print_json, print_table, survey, survey_code, told_size
-from .window import told_duration, told_time
+from .window import told_duration, told_second, told_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,10 +92,9 @@ def _segment_row(target: str, segment: SegmentInfo, now_ns: int) -> list[str]:
     return [
         target,
         # The rest of a name says no more than the columns beside it.
-        (number[1] if (number := _NUMBER.match(segment.name)) else segment.name)
-        + (", growing" if segment.growing else ""),
-        told_time(segment.begin_ns, now_ns=now_ns),
-        told_time(segment.end_ns, now_ns=now_ns),
+        number[1] if (number := _NUMBER.match(segment.name)) else segment.name,
+        told_second(segment.begin_ns, now_ns=now_ns),
+        "growing" if segment.growing else told_second(segment.end_ns, now_ns=now_ns),
         told_duration(segment.end_ns - segment.begin_ns),
         str(segment.packets),
         told_size(segment.bytes),
@@ -133,7 +132,7 @@ def _stretches(ring: RingInfo | None) -> Iterator[tuple[int, int, str]]:
 def _told_ring(ring: RingInfo) -> str:
     parts = [
         told_state(ring),
-        f"{ring.segments} segments of {ring.link}",
+        f"{ring.segments} {'segment' if ring.segments == 1 else 'segments'} of {ring.link}",
         f"{told_size(ring.bytes)} of {told_size(ring.limit_bytes)}",
         f"{ring.packets} packets",
         f"{ring.dropped} dropped by kernel",

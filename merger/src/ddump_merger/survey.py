@@ -107,7 +107,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading, *cells in zip(*safe, strict=True):
         numbers = all(cell[:1].isdigit() or cell == "-" for cell in cells)
-        table.add_column(heading, justify="right" if numbers else "left")
+        table.add_column(heading, justify="right" if numbers else "left", no_wrap=True)
     for row in safe[1:]:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

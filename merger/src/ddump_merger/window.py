@@ -30,6 +30,7 @@ __all__ = [
     "told_duration",
     "told_gaps",
     "told_interval",
+    "told_second",
     "told_time",
 ]
 
@@ -117,6 +118,11 @@ def told_coverage(coverage: Sequence[IntervalInfo], *, now_ns: int) -> str:
     told = told_interval(coverage[0].begin_ns, coverage[-1].end_ns, now_ns=now_ns)
     gaps = len(coverage) - 1
     return f"{told}, {gaps} {'gap' if gaps == 1 else 'gaps'}" if gaps else told
+
+
+def told_second(moment_ns: int, *, now_ns: int) -> str:
+    """Return a moment as ``told_time`` does, to the second."""
+    return told_time(moment_ns // SECONDS * SECONDS, now_ns=now_ns)
 
 
 def told_time(moment_ns: int, *, now_ns: int) -> str:
