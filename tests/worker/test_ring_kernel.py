@@ -802,6 +802,48 @@ class TestHostile:
             os.close(folder)
 
 
+class TestMemory:
+    """When there is no memory: an error, and the same call can be made again."""
+
+    @pytest.fixture
+    def attempt(self):
+        """Return a function that calls another while one allocation fails, by number;
+        None when that ended the call."""
+        hooks = pytest.importorskip("_testcapi")  # not every build of Python has it
+
+        def attempt(number, call, *arguments):
+            hooks.set_nomemory(number, number + 1)
+            try:
+                return call(*arguments)
+            except MemoryError:
+                return None
+            finally:
+                hooks.remove_mem_hooks()
+
+        return attempt
+
+    @pytest.mark.parametrize("number", range(40))
+    def test_nothing_is_lost(self, attempt, number):
+        rng = random.Random(4)  # noqa: S311 - reproducible, not secret
+        # More than a slice keeps, so that memory is asked for again and again.
+        records = [Record(rng.randrange(S), packet(n, 30_000)) for n in range(300)]
+        body = body_of(records)
+        with parts_of(records) as parts:
+            (descriptor,) = parts.descriptors
+            index = Index(link_type=SLL)
+            attempt(number, index.append, body[:1_000_000])
+            index.append(body[index.committed - 24 : 2_000_000])
+            attempt(number, index.scan, descriptor, 24 + len(body))
+            index.scan(descriptor, 24 + len(body))
+            assert index.packets == 300
+            cutter = Cutter(link_type=SLL, output_link_type=SLL, nano=True)
+            if attempt(number, cutter.add, index, index.committed) is None:
+                cutter.add(index, index.committed)
+            data = attempt(number, cutter.cut, [descriptor], 1 << 18) or b""
+            data += cut_all(cutter, [descriptor])
+            assert data == body_of(window_of(records))
+
+
 class TestUse:
     @pytest.mark.parametrize(
         ("options", "words"),

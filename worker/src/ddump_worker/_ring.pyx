@@ -281,6 +281,7 @@ cdef class Cutter:
 
     cdef Window _window
     cdef Output _output
+    cdef int64_t _position_ns  # of what was returned, not of what was only read
     cdef bint _busy
 
     def __cinit__(
@@ -312,7 +313,8 @@ cdef class Cutter:
         self._window.since_ns = max(since_ns, 0)
         self._window.lower.timestamp_ns = self._window.since_ns
         self._window.end.timestamp_ns = max(until_ns, self._window.since_ns)
-        self._window.position_ns = self._window.lower.timestamp_ns
+        self._window.position_ns = self._window.since_ns
+        self._position_ns = self._window.since_ns
         if program:
             self._load(program)
 
@@ -410,7 +412,9 @@ cdef class Cutter:
             with nogil:
                 fault = window_advance(&self._window, &self._output, files, max_bytes)
             part = self._window.fault_place >> PLACE_BITS
-            return self._taken(fault, f"part {part} of the window")
+            data = self._taken(fault, f"part {part} of the window")
+            self._position_ns = self._window.position_ns
+            return data
         finally:
             self._busy = False
             PyMem_RawFree(files)
@@ -498,17 +502,20 @@ cdef class Cutter:
     @property
     def exhausted(self) -> bool:
         """Whether all of the window was returned."""
-        return self._window.exhausted
+        return self._window.exhausted and self._output.size == 0
 
     @property
     def position_ns(self) -> int:
-        """No record of the window with an earlier timestamp comes any more."""
-        return self._window.position_ns
+        """No record of the window with an earlier timestamp comes any more.
+
+        ``until_ns`` when the window is ``exhausted``.
+        """
+        return self._position_ns
 
     @property
     def finished(self) -> bool:
         """Whether a limit is reached: nothing will be given any more."""
-        return self._output.finished
+        return self._output.finished and self._output.size == 0
 
     @property
     def packets(self) -> int:
