@@ -99,7 +99,8 @@ class TestPlan:
         later = writer.now_ns + 9 * SECOND
         assert (await refused(windows, writer.now_ns, since_ns=later)).report.gaps == ()
 
-    async def test_an_empty_ring_says_so(self, writer, windows):
+    async def test_an_empty_ring_says_so(self, writer, windows, monkeypatch):
+        monkeypatch.setattr(window, "_WAIT_SECONDS", 0.02)
         error = await refused(windows, writer.now_ns)
         assert "it is empty as yet" in error.message
 
@@ -160,6 +161,14 @@ class TestWaiting:
         plan = await planned(windows, flushed + 2 * SECOND)
         gap = Interval(begin_ns=flushed, end_ns=flushed + 2 * SECOND)
         assert plan.report.gaps == (gap,)
+
+    async def test_one_that_has_only_just_begun_is(self, writer, windows):
+        async with asyncio.TaskGroup() as tasks:
+            plan = tasks.create_task(planned(windows, writer.now_ns + 5 * SECOND))
+            await asyncio.sleep(0.02)
+            assert not plan.done()
+            await writer.flush(writer.now_ns + 5 * SECOND)
+        assert plan.result().report.gaps == ()
 
     async def test_nor_for_ever(self, writer, windows, monkeypatch):
         monkeypatch.setattr(window, "_WAIT_SECONDS", 0.05)

@@ -135,7 +135,8 @@ class Windows:
 
     async def _flushed(self, moment_ns: int) -> None:
         """Wait until all that came before is in the segments, if that will be soon."""
-        if moment_ns - self._ring.flushed_ns > _AHEAD_NS:
+        flushed_ns = self._ring.flushed_ns  # 0 when the recorder has only just begun
+        if flushed_ns and moment_ns - flushed_ns > _AHEAD_NS:
             return
         with self._woken() as event, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WAIT_SECONDS):
