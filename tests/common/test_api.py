@@ -185,7 +185,7 @@ def test_last_reaches_back_to_the_epoch_at_most():
         ([("since", "-1m"), ("until", "-2m")], "until", "is not after since"),
         ([("since", "-1m"), ("until", "-1m")], "until", "is not after since"),
         ([("snaplen", "0")], "snaplen", "out of range"),
-        ([("sinse", "-1m")], "sinse", "there are since, until, last, follow, interface"),
+        ([("sinze", "-1m")], "sinze", "there are since, until, last, follow, interface"),
     ],
 )  # fmt: skip
 def test_bad_windows_name_their_parameter(pairs, name, complaint):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import msgspec
 import pytest
 
 from ddump_common.answers import Memory, Status, StreamInfo, StreamState, Totals
+from ddump_common.errors import UnreachableError
+from ddump_merger.account import ask, settle
+from ddump_merger.lane import Lane
+from ddump_merger.stream import HttpSource, open_session
+from ddump_merger.target import parse_target
 from support.captures import Record, pcap
 from support.commands import run
 from support.servers import serving
@@ -18,11 +24,11 @@ pytestmark = pytest.mark.process
 CAPTURE = pcap([Record(1_700_000_000_000_000_000, b"packet")])
 
 
-def stream(number, dropped, interface_dropped=0):
+def stream(number, dropped, interface_dropped=0, skipped=0):
     return StreamInfo(
         id=number, client="c", state=StreamState.CLOSED, filter="", started_ns=0,
         packets=1, bytes=6, dropped=dropped, interface_dropped=interface_dropped,
-        buffer_bytes=0,
+        buffer_bytes=0, skipped=skipped,
     )  # fmt: skip
 
 
@@ -133,3 +139,54 @@ async def test_it_is_asked_when_a_stream_ends_while_the_worker_remembers_it():
         result = await run(f"a={one.url}/web/", f"b={other.url}")
     assert result.code == 0
     assert "a: 1 packet received, 3 dropped by kernel" in result.err
+
+
+# --- In this process ---
+
+
+async def opened(stack, script):
+    """Return a lane whose stream has been opened."""
+    server = await stack.enter_async_context(serving(script))
+    session = await stack.enter_async_context(open_session(None))
+    target = parse_target(f"web={server.url}/web/")
+    source = HttpSource(target, session, connect_timeout_ns=2_000_000_000)
+    await source.open()
+    stack.callback(source.close)
+    return Lane(index=0, target=target, source=source, live=True, heard=0.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "dropped", "skipped", "said"),
+    [
+        (status(streams=[stream(7, 3, 2)]), 5, 0, []),
+        (status(ended=[stream(7, 3, skipped=4)]), 3, 4,
+         ["web: the ring overwrote 4 packets of the window before they were read"]),
+        (status(ended=[stream(6, 3, skipped=4)]), None, 0, []),
+        (b"<html>", None, 0, []),
+    ],
+)  # fmt: skip
+async def test_an_account_is_noted(caplog, body, dropped, skipped, said):
+    async with contextlib.AsyncExitStack() as stack:
+        lane = await opened(stack, worker(body))
+        await settle(lane)
+    assert (lane.dropped, lane.skipped) == (dropped, skipped)
+    assert caplog.messages == said
+
+
+async def test_who_does_not_answer_leaves_it_unknown(monkeypatch):
+    monkeypatch.setattr("ddump_merger.account._PATIENCE_NS", 50_000_000)
+    async with contextlib.AsyncExitStack() as stack:
+        lane = await opened(stack, worker(None))
+        with pytest.raises(UnreachableError, match="no answer within 50ms"):
+            await ask(lane)
+        await settle(lane)
+    assert (lane.dropped, lane.skipped) == (None, 0)
+
+
+async def test_an_account_has_the_worker_s_time():
+    async with contextlib.AsyncExitStack() as stack:
+        lane = await opened(stack, worker(status(streams=[stream(7, 3)])))
+        account = await ask(lane)
+        lane.source.number = None
+        assert await ask(lane) is None
+    assert (account.stream.id, account.time_ns) == (7, 0)

@@ -146,6 +146,12 @@ class Run:
         return [lane.error and str(lane.error) for lane in self.lanes]
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Ask as often as a test likes."""
+    monkeypatch.setattr("ddump_merger.scan._LEAST_PATIENCE_NS", SECOND // 1000)
+
+
 @pytest.fixture
 def build(tmp_path):
     def build(*scripts, **options):

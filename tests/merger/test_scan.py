@@ -20,6 +20,12 @@ NOW = 1_700_000_000 * SECOND
 MILLISECOND = SECOND // 1000
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Ask as often as a test likes."""
+    monkeypatch.setattr("ddump_merger.scan._LEAST_PATIENCE_NS", MILLISECOND)
+
+
 @dataclass
 class Quiet:
     """A source that has nothing, until it is told otherwise."""
@@ -48,11 +54,9 @@ def account(position_ns, *, window=True):
 class Wait:
     """A scan whose worker gives the answers of a list, then nothing more."""
 
-    def __init__(self, *answers, word="http://w?last=5m", timeout_ns=40 * MILLISECOND):
+    def __init__(self, *answers, word="http://w?last=5m", hold_ns=5 * MILLISECOND):
         target = parse_target(word)
-        config = Config(
-            targets=(target,), timeout_ns=timeout_ns, hold_ns=5 * MILLISECOND
-        )
+        config = Config(targets=(target,), timeout_ns=40 * MILLISECOND, hold_ns=hold_ns)
         self.source = Quiet()
         lane = Lane(index=0, target=target, source=self.source, live=False, heard=0.0)
         self.answers = list(answers)
@@ -169,6 +173,14 @@ async def test_a_follower_that_does_not_go_on_has_ended():
     with pytest.raises(BrokenStreamError, match="nothing came"):
         await wait.read()
     assert wait.asked == 8  # a hold of 5 ms within 40 ms
+
+
+async def test_nobody_is_asked_without_a_pause(monkeypatch):
+    monkeypatch.setattr("ddump_merger.scan._LEAST_PATIENCE_NS", 10 * MILLISECOND)
+    wait = Wait(word=FOLLOW, hold_ns=0)
+    began = asyncio.get_running_loop().time()
+    assert await wait.read() is None
+    assert asyncio.get_running_loop().time() - began >= 0.01
 
 
 async def test_cancelling_loses_nothing():

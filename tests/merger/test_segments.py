@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
@@ -9,7 +10,10 @@ import msgspec
 import pytest
 
 from ddump_common.answers import IntervalInfo, RingInfo, SegmentInfo, Segments
-from ddump_merger.segments import coverage_rows, segment_rows
+from ddump_common.errors import ExitCode
+from ddump_merger.config import TlsFiles
+from ddump_merger.segments import coverage_rows, segment_rows, show_segments
+from ddump_merger.target import parse_target
 from support.commands import environment, run
 from support.servers import answer, refusing_port, serving
 
@@ -76,6 +80,33 @@ def test_hostile_times_and_lengths():
     answers = {"a": msgspec.structs.replace(SEGMENTS, segments=[bad], ring=None)}
     assert segment_rows(answers, now_ns=NOW)[1][1:7] == ["x", "?", "?", "?", "30", "?"]
     assert len(coverage_rows(answers, now_ns=NOW)) == 1
+
+
+async def shown(*words, capfd, as_json=False):
+    """Run the command on a thread, for it has a loop of its own."""
+    code = await asyncio.to_thread(
+        show_segments, [parse_target(word) for word in words],
+        tls=TlsFiles(), connect_timeout_ns=2_000_000_000, as_json=as_json,
+    )  # fmt: skip
+    return code, capfd.readouterr().out
+
+
+async def test_both_ways_in_this_process(capfd):
+    bare = Segments(host="h", time_ns=NOW, ring=None, segments=[])
+    async with (
+        serving(answer("200 OK", JSON)) as ring,
+        serving(answer("200 OK", msgspec.json.encode(bare))) as none,
+    ):
+        words = (f"web1={ring.url}", f"db={none.url}")
+        code, out = await shown(*words, capfd=capfd)
+        assert code is ExitCode.OK
+        assert "1 lost, which the disk did not take" in out
+        assert out.endswith("db: it keeps no ring: see --ring-dir of ddump-worker\n")
+        code, out = await shown(*words, capfd=capfd, as_json=True)
+    targets = [json.loads(line)["target"] for line in out.splitlines()]
+    assert targets == ["web1", "web1", "web1", "db"]
+    code, out = await shown(f"http://127.0.0.1:{refusing_port()}", capfd=capfd)
+    assert (code, out) == (ExitCode.NO_TARGET, "")
 
 
 @pytest.mark.process

@@ -149,6 +149,34 @@ async def test_a_connection_that_is_closed_under_it():
             await one.read()
 
 
+@pytest.mark.parametrize(
+    ("lines", "gaps", "said"),
+    [
+        ({}, None, []),
+        ({"Ddump-Window": "gaps=()"}, 0, []),
+        ({"Ddump-Window": 'gaps=("1970-01-01T00:00:00Z/1970-01-01T00:00:01Z")'}, 1, []),
+        # Two lines are one field.
+        ({"Ddump-Window": "omitted=1", "ddump-window": "gaps=()"}, 0, []),
+        ({"Ddump-Window": "soon"}, None, [
+            "127.0.0.1: whether the ring has all is not known: its Ddump-Window is wrong: "
+            "a header that names no gaps"]),
+    ],
+)  # fmt: skip
+async def test_what_is_said_of_a_window(caplog, lines, gaps, said):
+    async def script(exchange):
+        headers = {
+            "Content-Type": "application/vnd.tcpdump.pcap",
+            "Content-Length": "0",
+        }
+        await exchange.head("200 OK", {**headers, **lines})
+
+    async with serving(script) as server, source(f"{server.url}/ring") as one:
+        assert one.window is None
+        await one.open()
+        assert (one.window and len(one.window.gaps)) == gaps
+    assert caplog.messages == said
+
+
 async def test_a_port_that_refuses():
     async with source(f"http://127.0.0.1:{refusing_port()}") as one:
         with pytest.raises(UnreachableError) as caught:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddump_common.api import CaptureQuery, Link, join_filters
+from ddump_common.api import CaptureQuery, Link, RingQuery, join_filters
 from ddump_common.errors import FormatError
 from ddump_common.pcap import MAX_SNAPLEN, LinkType, PcapHeader, Precision
 from ddump_common.pcapng import InterfaceDescription, SectionHeader
 from ddump_common.text import printable
+from ddump_common.timespec import LOCAL, format_time, parse_time
 from ddump_common.tls import client_context
 from ddump_common.units import parse_duration, parse_size
+from ddump_common.window import Interval, WindowReport
 from ddump_merger._merge import Merge
 
 if TYPE_CHECKING:
@@ -29,6 +31,22 @@ def query() -> list[tuple[str, str]]:
         precision=Precision.NANO,
     )
     return CaptureQuery.parse(asked.pairs()).pairs()
+
+
+def window(now_ns: int) -> RingQuery:
+    asked = RingQuery(
+        since_ns=parse_time("14:03", now_ns=now_ns, zone=LOCAL),
+        until_ns=parse_time("-5m", now_ns=now_ns, zone=None),
+        follow=False,
+    )
+    return RingQuery.parse_at(asked.pairs(), now_ns=now_ns)
+
+
+def missing(header: str) -> list[str]:
+    report: WindowReport = WindowReport.parse(header)
+    covered: Interval | None = report.covered
+    begin: list[str] = [] if covered is None else [format_time(covered.begin_ns)]
+    return begin + [str(gap) for gap in report.gaps]
 
 
 def headers() -> bytes:

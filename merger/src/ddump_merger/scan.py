@@ -12,7 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from ddump_common.errors import BrokenStreamError, PeerError
-from ddump_common.units import SECONDS, format_duration
+from ddump_common.units import MILLISECONDS, SECONDS, format_duration
 
 from .target import HttpTarget
 
@@ -27,6 +27,9 @@ __all__ = ["Scan"]
 
 # A recorder's batches are this late at most, and so is what follows them.
 _PRESENT_NS = SECONDS
+
+# Nobody is asked more often.
+_LEAST_PATIENCE_NS = 100 * MILLISECONDS
 
 # The process itself slept when a timer is this late, in seconds: it has not listened.
 _LATEST_TIMER = 0.5
@@ -47,10 +50,10 @@ class Scan:
         self._follows = isinstance(lane.target, HttpTarget) and lane.target.follows
         # Twice within the timeout, to see whether it goes on; what it may hold back by
         # its silence, once it has caught up, is as for any live stream.
-        patience_ns = -(-config.timeout_ns // 2)
-        self._patience_ns = (
-            min(config.hold_ns, patience_ns) if self._follows else patience_ns
-        )
+        self._patience_ns = -(-config.timeout_ns // 2)
+        if self._follows:
+            hold_ns = max(config.hold_ns, _LEAST_PATIENCE_NS)
+            self._patience_ns = min(hold_ns, self._patience_ns)
         self._position_ns: int | None = None
         self._was_asked = False
         self._goes_on = False
