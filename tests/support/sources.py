@@ -26,17 +26,18 @@ class ScriptedSource:
         self.error: Exception | None = None
         self.targets: list[int] = []
         self.closed = threading.Event()
+        self.held = threading.Lock()  # who has it keeps the recorder from reading
 
     def feed(self, records: list[Record]) -> None:
         """Have ``records`` delivered as one batch."""
         batch = b"".join(pcap_record(each, nano=True) for each in records)
-        self._batches.append((batch, len(records)))
-        os.eventfd_write(self._ready, 1)
+        self.feed_bytes(batch, len(records))
 
     def feed_bytes(self, batch: bytes, packets: int = 1) -> None:
         """Have bytes delivered as one batch, records or not."""
-        self._batches.append((batch, packets))
+        # In this order: whoever finds the batch can take it off the counter.
         os.eventfd_write(self._ready, 1)
+        self._batches.append((batch, packets))
 
     def fail(self, error: Exception) -> None:
         """Have the next read raise ``error``."""
@@ -44,7 +45,8 @@ class ScriptedSource:
         os.eventfd_write(self._ready, 1)
 
     def read_batch(self, target: int) -> bytes:
-        self.targets.append(target)
+        with self.held:
+            self.targets.append(target)
         if self.error is not None:
             raise self.error
         if not self._batches:

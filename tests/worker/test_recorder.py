@@ -14,7 +14,7 @@ from ddump_common.window import Interval
 from ddump_worker.recorder import RECORDING, Recorder, interface_names
 from ddump_worker.ring import Ring, RingOptions
 from ddump_worker.sidecar import read_sidecar
-from support.captures import Record, parse_pcap, pcap_record
+from support.captures import Record, parse_pcap
 from support.disks import fill, small_disk
 from support.sources import ScriptedSource
 
@@ -165,11 +165,9 @@ def test_an_empty_read_tells_how_far_it_is_flushed(record):
 
 def test_while_more_waits_batches_become_larger(record):
     recorded = record(segment_size=64 * MB, size=128 * MB)
-    for _ in range(50):
-        recorded.source._batches.append(
-            (pcap_record(Record(NOW, b"x" * 16), nano=True), 1)
-        )
-    os.eventfd_write(recorded.source.fileno(), 50)
+    with recorded.source.held:
+        for packet in some(50):
+            recorded.source.feed([packet])
     recorded.await_that(lambda: recorded.ring.info().packets == 50)
     targets = recorded.source.targets
     assert min(targets) == 256 << 10

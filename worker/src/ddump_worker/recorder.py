@@ -86,7 +86,7 @@ class Recorder:
         self._clock = clock
         self._steady = steady
         self._ended = threading.Event()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = -1
         self._poll = select.poll()
         self._dropped = 0
         self._refresh_ns = 0
@@ -114,6 +114,7 @@ class Recorder:
                 f"cannot record to {self._ring.directory.path}: {exc.strerror or exc}"
             ) from exc
         self._ring.state = RECORDING
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll.register(self._source.fileno(), select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
         self._recording.start()
