@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 import signal
 import socket
 import subprocess
@@ -19,13 +20,21 @@ from ddump_common.pcap import PcapHeader
 from ddump_common.timespec import format_time
 from ddump_common.window import WindowReport
 from support import programs
-from support.loopback import payloads, records, talker
+from support.loopback import Talker, payloads, records, talker
+from support.namespaces import network
 from support.workers import run, stop, wait_until, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 MB = 1_000_000
 RING = ("--ring-size", "64MB", "--segment-size", "1MB", "--ring-reserve", "0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_network():
+    """All of this in a namespace of its own: others' traffic would turn the rings."""
+    with network(0) as net, net.client.entered():
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -176,6 +185,8 @@ class TestWindow:
         assert "ended: complete" in running.text
         assert "5 packets, 380 bytes, 0 dropped by the kernel in what" in running.text
         assert ", 0 skipped, " in running.text
+        assert f"from {format_time(now)[:13]}" not in running.text  # an hour before
+        assert re.search(r"; from 20\S+Z to now, filter \"udp dst port", running.text)
 
     async def test_conversions(self, tmp_path):
         lo = socket.if_nametoindex("lo")
@@ -292,6 +303,7 @@ class TestRefusals:
 
     async def test_a_window_outside(self, tmp_path):
         async with recording(tmp_path) as (running, http):
+            await window(http)
             answer = await problem(http, since="0", until="1000")
             assert answer["status"] == 416
             report = WindowReport.parse(answer["headers"]["Ddump-Window"])
@@ -349,7 +361,7 @@ class TestRefusals:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(own_network, tmp_path_factory):
     """One worker for tests that only ask."""
     path = tmp_path_factory.mktemp("shared") / "ring"
     with programs.worker("127.0.0.1:0", "--ring-dir", str(path), *RING) as url:
@@ -472,9 +484,12 @@ class TestTheRecorder:
                     tcpdump_beside(tmp_path / "oracle", udp, packets=20_000, size=1000),
                     asyncio.TaskGroup() as tasks,
                 ):
-                    pulls = [tasks.create_task(window(http, **ask)) for _ in range(60)]
+                    pulls = [
+                        tasks.create_task(window(http, last="1m")) for _ in range(60)
+                    ]
                     sent = await flood(udp, packets=20_000)
                 for pull in pulls:
+                    # Nothing but these packets flows here, beside clients' own.
                     found = payloads(pull.result())
                     assert found == (before + sent)[: len(found)]
                     assert len(found) >= len(before)
@@ -560,6 +575,46 @@ async def evicted_segments(http) -> float:
         return float(line.split()[1])
 
 
+class TestTheHost:
+    """Its addresses and interfaces come and go."""
+
+    async def test_a_new_address_is_the_worker_s_own_and_nothing_is_lost(
+        self, tmp_path
+    ):
+        with network(1, prefix="ddump-moving") as net:
+            (host,) = net.hosts
+            async with worker(
+                "--ring-dir", str(tmp_path / "ring"), *RING, "--allow-plaintext",
+                listen=["0.0.0.0:8475"], prefix=host.command(),
+            ) as running:  # fmt: skip
+                with host.entered():
+                    udp = Talker()
+                    asking = socket.create_connection(("127.0.0.1", 8475))
+                asking.close()
+                await asyncio.to_thread(
+                    host.run, "ip", "addr", "add", "10.78.0.1/24", "dev", "eth0"
+                )
+                sent = []
+
+                def adapted():
+                    sent.extend(udp.send(20))
+                    return "have changed" in running.text
+
+                await wait_until(adapted, seconds=10)
+                sent += udp.send(100)
+                udp.close()
+                done = await asyncio.to_thread(
+                    host.run, "curl", "-sS",
+                    f"http://10.78.0.1:8475/ring?last=1m&filter={udp.filter.replace(' ', '+')}",
+                )  # fmt: skip
+                assert payloads(done.stdout) == sent
+                done = await asyncio.to_thread(
+                    host.run, "curl", "-sS",
+                    "http://127.0.0.1:8475/ring?last=1m&filter=tcp",
+                )  # fmt: skip
+                assert records(done.stdout) == []
+
+
 class TestEnd:
     async def test_what_was_captured_is_recorded_and_followers_end_cleanly(
         self, tmp_path
@@ -576,7 +631,7 @@ class TestEnd:
                 assert payloads(data) == sent
                 udp_filter = udp.filter
             await running.process.wait()
-        assert "ended: shutdown" in running.text
+        assert re.search("ended: shutdown; from 20\\S+Z on, filter", running.text)
         (segment,) = (tmp_path / "ring").glob("*.pcap")
         done = await asyncio.to_thread(
             subprocess.run,

@@ -32,6 +32,7 @@ from ddump_common.api import (
 from ddump_common.errors import DdumpError, ParameterError, UsageError
 from ddump_common.pcap import PcapHeader
 from ddump_common.text import printable
+from ddump_common.timespec import format_time
 from ddump_common.units import SECONDS
 
 from . import __version__
@@ -207,24 +208,38 @@ def _finish(
     if source is not None:
         source.close()
     info = core.streams.close(stream)
-    lost = (
-        f"{info.dropped} dropped by the kernel in what was read, {info.skipped} skipped"
-        if info.window
-        else f"{info.dropped} dropped by the kernel, {info.interface_dropped} by "
-        f"interfaces, {info.undelivered} undelivered"
-    )
+    if isinstance(stream.query, RingQuery):
+        kind, bounds = "window", f"{_bounds(stream.query)}, "
+        lost = (
+            f"{info.dropped} dropped by the kernel in what was read, "
+            f"{info.skipped} skipped"
+        )
+    else:
+        kind, bounds = "stream", ""
+        lost = (
+            f"{info.dropped} dropped by the kernel, {info.interface_dropped} by "
+            f"interfaces, {info.undelivered} undelivered"
+        )
     _log.info(
-        '%s %d for %s ended: %s; filter "%s", %d packets, %d bytes, %s, %.3f s',
-        "window" if info.window else "stream",
+        '%s %d for %s ended: %s; %sfilter "%s", %d packets, %d bytes, %s, %.3f s',
+        kind,
         info.id,
         info.client,
         end,
+        bounds,
         printable(info.filter),
         info.packets,
         info.bytes,
         lost,
         (time.time_ns() - info.started_ns) / SECONDS,
     )
+
+
+def _bounds(query: RingQuery) -> str:
+    since = "the oldest" if query.since_ns is None else format_time(query.since_ns)
+    if query.until_ns is None:
+        return f"from {since} on" if query.follow else f"from {since} to now"
+    return f"from {since} to {format_time(query.until_ns)}"
 
 
 def client_of(request: web.Request) -> str:

@@ -154,13 +154,15 @@ class Pull:
 
     def notice(self) -> None:
         """Take note of what was recorded; on the event loop, whatever the client does."""
-        if self._query.follow and not self._closed:
-            self._news.set()
-            new = [each for each in self._ring.segments() if each.number > self._known]
-            if new:
-                self._known = new[-1].number
-                self._later.extend(new)
-                self._hold(new)
+        if not self._query.follow or self._closed:
+            return
+        self._news.set()
+        segments = self._ring.segments()
+        if segments and segments[-1].number > self._known:
+            new = [each for each in segments if each.number > self._known]
+            self._known = new[-1].number
+            self._later.extend(new)
+            self._hold(new)
 
     def _hold(self, segments: Iterable[Segment]) -> None:
         held = list(segments)

@@ -9,8 +9,10 @@ two packets.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -25,7 +27,7 @@ from .ring import Ring
 from .window import Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ddump_common.answers import RingInfo
 
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["Recording", "record"]
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_Made = TypeVar("_Made", Ring, Capture)
 
 
 class _Scope:
@@ -181,35 +186,53 @@ async def record(
     """
     scope = _Scope(options, exclusion, filters)
     expressions = scope.expressions(interfaces())
-    ring = await asyncio.to_thread(Ring, options)
-    try:
+    async with contextlib.AsyncExitStack() as undo:
+        ring = await _made(partial(Ring, options), undo)
         try:
             program = await scope.compile(expressions)
         except FilterError as exc:
             raise UsageError(
                 f"--ring-filter {options.filter!r}: {exc.message}", hint=exc.hint
             ) from exc
-        source, _ = await asyncio.to_thread(
-            open_handle,
-            program,
-            link_type=options.link.link_type,
-            snaplen=options.snaplen,
-            buffer_size=options.buffer_size,
-            nano=True,
+        source = await _made(partial(_open, options, program), undo)
+        recording = Recording(
+            ring,
+            source,
+            scope=scope,
+            expressions=expressions,
+            max_windows=max_windows,
         )
-        try:
-            recording = Recording(
-                ring,
-                source,
-                scope=scope,
-                expressions=expressions,
-                max_windows=max_windows,
-            )
-            recording.start()
-        except BaseException:
-            source.close()
-            raise
-    except BaseException:
-        ring.close()
-        raise
+        undo.push_async_callback(recording.stop)
+        await _on_thread(recording.start)
+        undo.pop_all()
     return recording
+
+
+def _open(options: RingOptions, program: bytes) -> Capture:
+    source, _ = open_handle(
+        program,
+        link_type=options.link.link_type,
+        snaplen=options.snaplen,
+        buffer_size=options.buffer_size,
+        nano=True,
+    )
+    return source
+
+
+async def _made(make: Callable[[], _Made], undo: contextlib.AsyncExitStack) -> _Made:
+    return await _on_thread(make, undo=lambda made: undo.callback(made.close))
+
+
+async def _on_thread(
+    work: Callable[[], _T], *, undo: Callable[[_T], object] = lambda _: None
+) -> _T:
+    """Run ``work`` to its end, also when this is cancelled meanwhile.
+
+    ``undo`` gets what it returned in any case.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        await asyncio.shield(running)
+    finally:
+        undo(await running)
+    return running.result()

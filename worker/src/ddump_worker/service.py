@@ -48,6 +48,8 @@ _WATCH_SECONDS = 5.0
 # being turned away; and of a stream beside its connection.
 _FILES = 256
 _FILES_PER_STREAM = 2
+# Of each segment, by each of the threads that read windows, and once it is evicted.
+_FILES_PER_SEGMENT = 5
 
 
 async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
@@ -218,11 +220,15 @@ async def _accept(
 def _allow_files(config: Config) -> None:
     # The soft limit of open files is often 1024, for programs that use select().
     needed = config.max_connections + _FILES_PER_STREAM * config.max_streams + _FILES
+    if config.ring_dir is not None:
+        segments = config.ring_size // config.segment_size + 1
+        needed += _FILES_PER_SEGMENT * segments
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UsageError(
-            f"{config.max_connections} connections and {config.max_streams} streams may "
-            f"need {needed} open files, and the process may have {hard}",
+            f"{config.max_connections} connections, {config.max_streams} streams and the "
+            f"ring's segments may need {needed} open files, and the process may have "
+            f"{hard}",
             hint="raise the limit (ulimit -n, LimitNOFILE=), or allow fewer",
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
