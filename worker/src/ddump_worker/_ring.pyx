@@ -259,8 +259,8 @@ cdef class Cutter:
 
     One pull's. ``add`` the segments first, then ``cut`` until ``exhausted`` or
     ``finished``; ``follow`` is apart from that, in order of arrival. One thread at a
-    time, another one gets RuntimeError; the properties may be read by any. It holds a
-    few MiB, whatever the window is, and 40 bytes for each block of it.
+    time, another one gets RuntimeError; the properties may be read by any. It holds
+    about 12 MiB at most, whatever the timestamps are, and 44 bytes for each block.
 
     Args:
         program: 8-byte BPF instructions as compiled for a capture file of ``link_type``,
