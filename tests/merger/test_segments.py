@@ -133,15 +133,14 @@ async def test_the_subcommand():
     )
 
 
-@pytest.mark.process
-async def test_a_quiet_ring():
+async def test_a_quiet_ring(capfd):
     ring = msgspec.structs.replace(
         SEGMENTS.ring, lost=0, pinned_bytes=0, windows=0, coverage=[], segments=1
     )
     body = msgspec.json.encode(msgspec.structs.replace(SEGMENTS, ring=ring))
     async with serving(answer("200 OK", body)) as server:
-        result = await run("segments", f"a={server.url}")
-    assert result.out.decode().endswith(
+        _, out = await shown(f"a={server.url}", capfd=capfd)
+    assert out.endswith(
         "\na: recording, 1 segment of sll, 2KiB of 2GB, 31 packets, 3 dropped by kernel\n"
     )
 

@@ -217,16 +217,13 @@ async def test_the_subcommand():
     assert b"web1.example" in result.out
 
 
-@pytest.mark.process
-async def test_the_subcommand_tells_of_rings():
+async def test_rings_are_told_below(capfd):
     body = msgspec.json.encode(msgspec.structs.replace(STATUS, ring=RING))
     async with serving(answer("200 OK", body)) as server:
-        result = await run("status", f"web1={server.url}", env=environment(TZ="UTC"))
-    assert result.code == 0
-    assert (
-        result.out.decode()
-        .splitlines()[4]
-        .startswith("web1\trecording\t710MB/2GB\t3\t0\t2023-11-22 14:01:50 to ")
+        code, out = await shown(f"web1={server.url}", capfd=capfd)
+    assert code is ExitCode.OK
+    assert out.splitlines()[4].startswith(
+        "web1\trecording\t710MB/2GB\t3\t0\t2023-11-22 14:01:50 to "
     )
 
 
