@@ -27,13 +27,15 @@ Record = tuple[int, int, bytes]
 
 
 @contextlib.contextmanager
-def oracle(host: Host, path: Path, *, packets: int) -> Iterator[None]:
+def oracle(
+    host: Host, path: Path, *, packets: int, link: str = "LINUX_SLL"
+) -> Iterator[None]:
     """Record the test's packets with tcpdump, which ends when it has ``packets``.
 
     To be started after what it is compared with: then the kernel stamps once for both.
     """
     command = host.command(
-        "tcpdump", "-Z", "root", "-U", "-i", "any", "-y", "LINUX_SLL", "-B", "32768",
+        "tcpdump", "-Z", "root", "-U", "-i", "any", "-y", link, "-B", "32768",
         "--time-stamp-precision", "nano", "-w", str(path), traffic.FILTER,
     )  # fmt: skip
     with started(command, stderr=subprocess.PIPE, text=True) as process:
@@ -58,13 +60,13 @@ def await_records(path: Path, count: int) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """Return the whole records of a nanosecond SLL capture."""
+    """Return the whole records of a nanosecond SLL or SLL2 capture."""
     data = path.read_bytes()
     if len(data) < 24:
         return []
     header = dpkt.pcap.LEFileHdr(data)
     assert header.magic == 0xA1B23C4D
-    assert header.linktype == dpkt.pcap.DLT_LINUX_SLL
+    assert header.linktype in (dpkt.pcap.DLT_LINUX_SLL, dpkt.pcap.DLT_LINUX_SLL2)
     records, offset = [], 24
     while offset + 16 <= len(data):
         record = dpkt.pcap.LEPktHdr(data[offset:])
