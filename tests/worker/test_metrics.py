@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from types import SimpleNamespace
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from ddump_common.answers import Totals
+from ddump_common.answers import IntervalInfo, RingInfo, Totals
 from ddump_worker.metrics import Metrics
 
 TOTALS = Totals(
@@ -51,6 +52,69 @@ def test_every_counter_is_there_with_its_value_and_type():
         ("ddump_worker_capture_memory_bytes", "gauge", ()): 123,
     }
     assert all(family.documentation for family in families)
+
+
+RING = RingInfo(
+    state="recording",
+    link="sll",
+    segments=3,
+    packets=2**41,
+    bytes=2**42,
+    limit_bytes=2**43,
+    pinned_bytes=11,
+    pinned_limit_bytes=99,
+    dropped=12,
+    lost=13,
+    coverage=[IntervalInfo(begin_ns=1_500_000_000, end_ns=9_000_000_000)],
+    windows=14,
+)
+
+
+def ring_values(info: RingInfo) -> dict[str, float]:
+    recording = SimpleNamespace(
+        info=lambda: info,
+        source=SimpleNamespace(packets=2**44, data_bytes=2**45),
+        ring=SimpleNamespace(evicted=15),
+    )
+    streams = SimpleNamespace(totals=lambda: TOTALS, states=dict, refused=Counter())
+    connections = type("Connections", (), {"refused": 7, "__len__": lambda _: 9})()
+    metrics = Metrics(
+        streams=streams,
+        connections=connections,
+        capacity=SimpleNamespace(memory=123),
+        recording=recording,
+    )
+    return {
+        sample.name.removeprefix("ddump_worker_"): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+        if "ring" in sample.name or "windows" in sample.name
+    }
+
+
+def test_the_ring_is_there_where_there_is_one():
+    assert ring_values(RING) == {
+        "ring_recording": 1,
+        "ring_recorded_packets_total": 2**44,
+        "ring_recorded_bytes_total": 2**45,
+        "ring_evicted_segments_total": 15,
+        "ring_segments": 3,
+        "ring_packets": 2**41,
+        "ring_bytes": 2**42,
+        "ring_limit_bytes": 2**43,
+        "ring_pinned_bytes": 11,
+        "ring_dropped_packets": 12,
+        "ring_lost_packets": 13,
+        "ring_oldest_timestamp_seconds": 1.5,
+        "windows": 14,
+    }
+
+
+def test_an_empty_ring_has_no_age():
+    info = msgspec.structs.replace(RING, state="failed: it broke", coverage=[])
+    values = ring_values(info)
+    assert values["ring_recording"] == 0
+    assert "ring_oldest_timestamp_seconds" not in values
 
 
 def test_two_in_one_process_do_not_mix():

@@ -17,6 +17,7 @@ from ddump_common.errors import (
     PrivilegeError,
     UsageError,
 )
+from ddump_common.window import Interval, WindowReport
 from ddump_worker.capacity import ExhaustedError
 from ddump_worker.filters import BusyError
 from ddump_worker.problems import (
@@ -26,6 +27,7 @@ from ddump_worker.problems import (
     raw_problem,
     reason_of,
 )
+from ddump_worker.window import NoRingError, UncoveredError
 
 ERRORS = [
     (ParameterError("snaplen", "too much", hint="less"), 400, "parameter"),
@@ -40,6 +42,9 @@ ERRORS = [
     (web.HTTPNotFound(), 404, "error"),
     (web.HTTPMethodNotAllowed("POST", ["HEAD", "GET"]), 405, "error"),
     (ZeroDivisionError("secret"), 500, "error"),
+    (ExhaustedError("windows", "all in use"), 503, "windows"),
+    (NoRingError(), 404, "ring"),
+    (UncoveredError("nothing", report=WindowReport(covered=None)), 416, "window"),
 ]
 
 
@@ -59,6 +64,15 @@ def test_the_parameter_is_named_and_the_hint_is_told():
         "too much",
         "less",
     )
+
+
+def test_a_window_outside_the_ring_has_the_header_that_says_so():
+    gap = Interval(begin_ns=0, end_ns=10**9)
+    report = WindowReport(covered=None, gaps=(gap,))
+    problem, headers = problem_of(UncoveredError("it has nothing", report=report))
+    assert headers == {"Ddump-Window": report.serialize()}
+    assert problem.detail == "it has nothing"
+    assert "/api/v1/segments" in problem.hint
 
 
 def test_a_path_that_does_not_exist_is_told_which_do():

@@ -251,8 +251,7 @@ class Pull:
             idle_deadline = last + idle_seconds + _GRACE_SECONDS
             if self._loop.time() >= idle_deadline:
                 return EndReason.IDLE
-            if self._goal is None:
-                await self._wait(min(idle_deadline, self._stop_deadline))
+            await self._wait(min(idle_deadline, self._stop_deadline))
 
     def _set_goal(self, flushed_ns: int) -> None:
         """Fix the place where reading ends, as soon as all that is due is recorded."""

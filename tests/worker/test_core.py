@@ -1,0 +1,102 @@
+"""What a request for a window becomes, before anything is read."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from ddump_common.api import Link, RingQuery
+from ddump_common.errors import FilterError, ParameterError
+from ddump_worker.capacity import ExhaustedError
+from ddump_worker.core import Core
+from ddump_worker.filters import FilterCompiler
+from ddump_worker.window import NoRingError
+
+
+class Windows:
+    """Plans whatever it is asked for."""
+
+    full = False
+
+    def check(self):
+        if self.full:
+            raise ExhaustedError("windows", "all are in use")
+
+    async def plan(self, query, *, now_ns):
+        return query, now_ns
+
+
+def core(*, link=Link.SLL2, **given) -> Core:
+    recording = SimpleNamespace(
+        windows=Windows(), interfaces=lambda: {"eth0": {2, 3}, "lo": {1}}
+    )
+    parts = dict.fromkeys(
+        ["captures", "streams", "connections", "exclusion", "metrics", "started_ns"]
+    )
+    return Core(
+        **parts
+        | {
+            "config": SimpleNamespace(ring_link=link),
+            "filters": FilterCompiler(),
+            "recording": recording,
+        }
+        | given
+    )
+
+
+async def planned(core, **query):
+    query = RingQuery(**query)
+    program, plan = await core.plan_window(query, now_ns=7, client="c")
+    assert plan == (query, 7)
+    return program
+
+
+async def compiled(expression: str, *parts: str) -> bytes:
+    return await FilterCompiler().compile(
+        expression, exclusions=parts, link_type=276, snaplen=262144, stored=True
+    )
+
+
+async def test_without_a_filter_there_is_no_program():
+    assert await planned(core(), filter="  ") == b""
+
+
+async def test_a_filter_is_for_the_ring_s_link_type_whatever_is_asked_for():
+    program = await planned(core(), filter="udp", link=Link.SLL, snaplen=1)
+    assert program == await compiled("udp")
+
+
+async def test_an_interface_is_all_indices_that_it_had():
+    program = await planned(core(), filter="udp", interfaces=("eth0", "lo"))
+    expected = await compiled("udp", "ifindex 1 or ifindex 2 or ifindex 3")
+    assert program == expected
+    program = await planned(core(), interfaces=("lo",))
+    assert program == await compiled("", "ifindex 1")
+
+
+async def test_an_interface_that_the_ring_never_had():
+    with pytest.raises(ParameterError, match="there are eth0, lo"):
+        await planned(core(), interfaces=("lo", "eth7"))
+
+
+async def test_an_interface_where_the_ring_keeps_none():
+    with pytest.raises(ParameterError, match="--ring-link sll2"):
+        await planned(core(link=Link.SLL), interfaces=("lo",))
+
+
+async def test_a_filter_that_does_not_compile():
+    with pytest.raises(FilterError):
+        await planned(core(), filter="a b c")
+
+
+async def test_too_many_windows_are_refused_before_anything_is_compiled():
+    full = core(filters=None)
+    full.recording.windows.full = True
+    with pytest.raises(ExhaustedError):
+        await planned(full, filter="udp")
+
+
+async def test_without_a_ring_there_is_none():
+    with pytest.raises(NoRingError):
+        await planned(core(recording=None))
