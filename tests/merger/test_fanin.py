@@ -149,7 +149,7 @@ class Run:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Ask as often as a test likes."""
-    monkeypatch.setattr("ddump_merger.scan._LEAST_PATIENCE_NS", SECOND // 1000)
+    monkeypatch.setattr("ddump_merger.scan._LEAST_PAUSE_NS", SECOND // 1000)
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import pytest
 from ddump_common.answers import StreamInfo, StreamState
 from ddump_common.errors import BrokenStreamError, UnreachableError
 from ddump_merger.account import Account
-from ddump_merger.config import Config
 from ddump_merger.lane import Lane
-from ddump_merger.scan import Scan
+from ddump_merger.scan import Scan, catch_up
 from ddump_merger.target import parse_target
 
 SECOND = 1_000_000_000
@@ -23,7 +22,7 @@ MILLISECOND = SECOND // 1000
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Ask as often as a test likes."""
-    monkeypatch.setattr("ddump_merger.scan._LEAST_PATIENCE_NS", MILLISECOND)
+    monkeypatch.setattr("ddump_merger.scan._LEAST_PAUSE_NS", MILLISECOND)
 
 
 @dataclass
@@ -52,16 +51,17 @@ def account(position_ns, *, window=True):
 
 
 class Wait:
-    """A scan whose worker gives the answers of a list, then nothing more."""
+    """A window whose worker gives the answers of a list, then nothing more."""
 
-    def __init__(self, *answers, word="http://w?last=5m", hold_ns=5 * MILLISECOND):
-        target = parse_target(word)
-        config = Config(targets=(target,), timeout_ns=40 * MILLISECOND, hold_ns=hold_ns)
+    def __init__(self, *answers):
         self.source = Quiet()
-        lane = Lane(index=0, target=target, source=self.source, live=False, heard=0.0)
+        self.lane = Lane(
+            index=0, target=parse_target("http://w?last=5m&follow=1"),
+            source=self.source, live=False, heard=0.0,
+        )  # fmt: skip
         self.answers = list(answers)
         self.asked = 0
-        self.scan = Scan(lane, config, self.ask)
+        self.scan = Scan(self.lane, self.ask, timeout_ns=40 * MILLISECOND)
 
     async def ask(self, lane):
         self.asked += 1
@@ -76,6 +76,10 @@ class Wait:
     async def read(self):
         async with asyncio.timeout(5):
             return await self.scan.read()
+
+    async def catch_up(self):
+        async with asyncio.timeout(5):
+            await catch_up(self.lane, self.ask, pause_ns=MILLISECOND)
 
 
 async def test_what_comes_is_returned():
@@ -135,54 +139,6 @@ async def test_a_process_that_slept_has_not_listened(monkeypatch):
     assert wait.asked == 1
 
 
-# --- Windows that are followed ---
-
-FOLLOW = "http://w?last=5m&follow=1"
-
-
-async def test_who_reads_its_past_is_not_live_yet():
-    wait = Wait(
-        account(NOW - 9 * SECOND), account(NOW - 5 * SECOND), account(NOW - SECOND),
-        word=FOLLOW,
-    )  # fmt: skip
-    assert await wait.read() is None
-    assert wait.asked == 3
-
-
-async def test_who_has_not_begun_is_not_live_yet():
-    wait = Wait(account(None), account(None), account(NOW), word=FOLLOW)
-    assert await wait.read() is None
-    assert wait.asked == 3
-
-
-@pytest.mark.parametrize("answer", [None, account(None, window=False)])
-async def test_who_does_not_tell_is_taken_for_live(answer):
-    wait = Wait(answer, word=FOLLOW)
-    assert await wait.read() is None
-    assert wait.asked == 1
-
-
-async def test_who_does_not_answer_now_is_asked_again():
-    wait = Wait(UnreachableError("no answer"), account(NOW), word=FOLLOW)
-    assert await wait.read() is None
-    assert wait.asked == 2
-
-
-async def test_a_follower_that_does_not_go_on_has_ended():
-    wait = Wait(*[account(NOW - 60 * SECOND)] * 99, word=FOLLOW)
-    with pytest.raises(BrokenStreamError, match="nothing came"):
-        await wait.read()
-    assert wait.asked == 8  # a hold of 5 ms within 40 ms
-
-
-async def test_nobody_is_asked_without_a_pause(monkeypatch):
-    monkeypatch.setattr("ddump_merger.scan._LEAST_PATIENCE_NS", 10 * MILLISECOND)
-    wait = Wait(word=FOLLOW, hold_ns=0)
-    began = asyncio.get_running_loop().time()
-    assert await wait.read() is None
-    assert asyncio.get_running_loop().time() - began >= 0.01
-
-
 async def test_cancelling_loses_nothing():
     wait = Wait()
     with pytest.raises(TimeoutError):
@@ -190,3 +146,41 @@ async def test_cancelling_loses_nothing():
             await wait.scan.read()
     wait.source.data.put_nowait(b"x")
     assert await wait.read() == b"x"
+
+
+# --- Windows that are followed ---
+
+
+async def test_who_became_live_meanwhile_is_no_window_any_more():
+    wait = Wait()
+    wait.lane.live = True
+    assert await wait.read() is None
+    assert wait.asked == 0
+
+
+async def test_who_reads_its_past_has_not_caught_up():
+    behind = [None, NOW - 9 * SECOND, NOW - 5 * SECOND, NOW - SECOND]
+    wait = Wait(*map(account, behind))
+    await wait.catch_up()
+    assert wait.asked == 4
+
+
+@pytest.mark.parametrize("answer", [None, account(None, window=False)])
+async def test_who_does_not_tell_is_taken_for_live(answer):
+    wait = Wait(answer)
+    await wait.catch_up()
+    assert wait.asked == 1
+
+
+async def test_who_does_not_answer_now_is_asked_again():
+    wait = Wait(UnreachableError("no answer"), account(NOW))
+    await wait.catch_up()
+    assert wait.asked == 2
+
+
+async def test_nobody_is_asked_without_a_pause(monkeypatch):
+    monkeypatch.setattr("ddump_merger.scan._LEAST_PAUSE_NS", 10 * MILLISECOND)
+    wait = Wait(account(NOW))
+    began = asyncio.get_running_loop().time()
+    await catch_up(wait.lane, wait.ask, pause_ns=0)
+    assert asyncio.get_running_loop().time() - began >= 0.01

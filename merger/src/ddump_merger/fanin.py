@@ -32,7 +32,7 @@ from ddump_common.units import SECONDS
 
 from .header import choose_link_type, fits, link_type_name
 from .lane import Lane, LaneState
-from .scan import Scan
+from .scan import Scan, catch_up
 from .target import HttpTarget
 from .window import told_gaps
 
@@ -103,7 +103,9 @@ class Fanin:
         self._timer_due = 0.0
         self._interrupted = False
         self._stopping = False
+        self._tasks = asyncio.TaskGroup()
         self._readers: list[asyncio.Task[None]] = []
+        self._watchers: dict[int, asyncio.Task[None]] = {}
         self._header_written = False
         # Workers send cooked captures: when there is one, nothing is left to decide.
         self._link_type: int | None = None
@@ -136,7 +138,7 @@ class Fanin:
 
         """
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with self._tasks as tasks:
                 watch = tasks.create_task(self._sink.failed(), name="sink")
                 for lane in self._lanes:
                     reader = tasks.create_task(
@@ -192,22 +194,34 @@ class Fanin:
         """Read a file, or a window until it is a live stream."""
         read: Callable[[], Awaitable[bytes | None]] = lane.source.read
         if isinstance(lane.target, HttpTarget):
-            read = Scan(lane, self._config, self._ask).read
-        while data := await read():
+            read = Scan(lane, self._ask, timeout_ns=self._config.timeout_ns).read
+            if lane.target.follows:
+                self._watch(lane)
+        while not lane.live and (data := await read()):
             lane.wanted.clear()
+            lane.heard = self._loop.time()
             self._receive(lane, data)
-            await lane.wanted.wait()
-        if data is None:
-            self._make_live(lane)
+            if not lane.live:
+                await lane.wanted.wait()
+        if lane.live:
             await self._read_stream(lane)
 
-    def _make_live(self, lane: Lane) -> None:
-        logger.info("%s: caught up, live from now on", lane.name)
-        lane.live = True
-        lane.heard = self._loop.time()
-        self._merge.limit(lane.index, self._config.buffer_bytes, live=True)
-        if self._timer is None:
-            self._arm()
+    def _watch(self, lane: Lane) -> None:
+        """Have the lane become live when it has caught up."""
+
+        async def watch() -> None:
+            await catch_up(lane, self._ask, pause_ns=self._config.hold_ns)
+            logger.info("%s: caught up, live from now on", lane.name)
+            lane.live = True
+            lane.heard = self._loop.time()
+            lane.wanted.set()
+            self._merge.limit(lane.index, self._config.buffer_bytes, live=True)
+            if self._timer is None:
+                self._arm()
+
+        self._watchers[lane.index] = self._tasks.create_task(
+            watch(), name=f"watch {lane.name}"
+        )
 
     def _tell_gaps(self, lane: Lane) -> None:
         lane.window = lane.source.window
@@ -263,6 +277,8 @@ class Fanin:
             self._merge.receive_eof(lane.index)
         lane.source.close()
         lane.state = LaneState.ENDED
+        if lane.index in self._watchers:
+            self._watchers.pop(lane.index).cancel()
         self._wake.set()
         if not reader.cancelled():
             self._on_end(lane)
