@@ -13,7 +13,8 @@ class ScriptedSource:
     """Delivers what ``feed`` is given, a batch at a time.
 
     The recorder's thread takes, the test's feeds. ``dropped`` is what the kernel would
-    say that it dropped; ``error`` is raised by the next read.
+    say that it dropped; ``error`` is raised by the next read; ``hidden`` packets are
+    still in an open block.
     """
 
     def __init__(self) -> None:
@@ -23,9 +24,11 @@ class ScriptedSource:
         self.packets = 0
         self.data_bytes = 0
         self.dropped = 0
+        self.hidden = 0
         self.error: Exception | None = None
         self.targets: list[int] = []
         self.closed = threading.Event()
+        self.stopped = threading.Event()
         self.held = threading.Lock()  # who has it keeps the recorder from reading
 
     def feed(self, records: list[Record]) -> None:
@@ -63,13 +66,14 @@ class ScriptedSource:
 
     @property
     def finished(self) -> bool:
-        return self._stopped and not self._batches
+        return self._stopped and not self._batches and not self.hidden
 
     def stop(self) -> None:
         self._stopped = True
+        self.stopped.set()
 
     def undelivered(self) -> int:
-        return sum(packets for _, packets in self._batches)
+        return self.hidden + sum(packets for _, packets in self._batches)
 
     def statistics(self) -> tuple[int, int, int]:
         return self.packets + self.dropped, self.dropped, 0

@@ -145,6 +145,26 @@ def test_when_it_is_stopped_all_that_waits_is_recorded(record):
     assert segment.path.stat().st_blocks * 512 < MB
 
 
+def test_what_an_open_block_hides_at_the_end_is_waited_for(record):
+    recorded = record()
+    recorded.source.hidden = 1
+    ending = threading.Thread(target=recorded.recorder.stop)
+    ending.start()
+    assert recorded.source.stopped.wait(PATIENCE)
+    records = some(1)
+    recorded.source.feed(records)
+    recorded.source.hidden = 0
+    ending.join()
+    assert recorded.records() == records
+
+
+def test_what_is_never_shown_does_not_keep_it(record):
+    recorded = record()
+    recorded.source.hidden = 1
+    recorded.recorder.stop()
+    assert recorded.ring.info().state == "ended"
+
+
 def test_one_that_was_not_started_is_stopped(tmp_path):
     recorded = Recorded(tmp_path)
     recorded.close()
@@ -407,7 +427,7 @@ def test_what_a_full_disk_does_not_take_is_counted_and_said_once(
         last = some(4, at=NOW + SECOND)
         recorded.feed(last)
         assert recorded.ring.info().state == RECORDING
-        assert "recording again; 10 packets were lost" in caplog.text
+        assert "does not take packets; 10 packets were lost" in caplog.text
         assert recorded.records() == first + last
         recorded.close()
 
@@ -430,7 +450,9 @@ def test_a_segment_that_cannot_be_made_lets_the_old_one_grow(
     (segment,) = recorded.ring.segments()
     assert segment.size > 2 * MB
     assert recorded.records() == records
-    assert caplog.text.count("no segment can be made: Too many open files") >= 1
+    assert caplog.text.count("no segment can be made: Too many open files") == 1
+    assert "Too many open files" in recorded.ring.info().state
     refusing = False
     recorded.feed(some(1, size=90_000))
     assert len(recorded.ring.segments()) == 2
+    assert recorded.ring.info().state == RECORDING

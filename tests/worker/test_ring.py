@@ -305,6 +305,16 @@ def test_one_that_cannot_be_deleted_is_named(open_ring, caplog, monkeypatch):
     assert len(written.names()) == 4
 
 
+def test_what_is_held_is_let_go_when_it_is_closed(open_ring):
+    written = open_ring(pinned=10 * MB)
+    written.fill()
+    first = written.ring.segments()[0]
+    with written.ring.pin([first]):
+        written.fill(5)
+        written.ring.close()
+        assert first.revoked
+
+
 def test_readers_pin_while_it_rotates(open_ring):
     written = open_ring(pinned=20 * MB)
     failures = []

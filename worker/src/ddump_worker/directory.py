@@ -140,7 +140,8 @@ class Directory:
         descriptor = os.open(path, _CREATE, _FILE_MODE)
         try:
             os.pwrite(descriptor, self._header, 0)
-            preallocate(descriptor, size)
+            if size:
+                preallocate(descriptor, size)
             write_sidecar(segment.sidecar_path, segment.sidecar())
         except OSError:
             os.close(descriptor)

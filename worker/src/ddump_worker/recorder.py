@@ -27,7 +27,7 @@ from ddump_common.units import SECONDS
 from .capture import BATCH_BYTES, Handle
 from .directory import REFRESH_NS, UNREAD_NS
 from .interfaces import interfaces
-from .tail import Tail
+from .tail import RECORDING, Tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["RECORDING", "PacketSource", "Recorder"]
 
 _log = logging.getLogger(__name__)
-
-RECORDING = "recording"
 
 _POLL_MS = 100
 _LARGEST_BATCH = 4 << 20

@@ -12,6 +12,7 @@ revoked, oldest first: the slowest readers lose it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -424,7 +425,8 @@ class Ring:
             self._visible = None
         if evicted:
             # Its sidecar may have been written anew just now.
-            self.directory.discard(segment)
+            with contextlib.suppress(OSError):  # it was named when it was evicted
+                self.directory.discard(segment)
         return adopted and not evicted
 
     def close(self) -> None:

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from .ring import Ring
     from .segment import Segment
 
-__all__ = ["Tail"]
+__all__ = ["RECORDING", "Tail"]
 
 _log = logging.getLogger(__name__)
+
+RECORDING = "recording"
+_NOT_TAKEN = "the disk does not take packets"
+_NOT_MADE = "no segment can be made"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -53,7 +57,7 @@ class Tail:
         self._names = names
         self._settling: list[tuple[Segment, int]] = []
         self._unwritten: list[Segment] = []
-        self._trouble = ""
+        self._troubles: dict[str, str] = {}
         self._lost = 0
         self._segment, self._descriptor = self._create(now_ns)
         ring.add(self._segment)
@@ -80,7 +84,7 @@ class Tail:
         except OSError as exc:
             segment.lost += packets
             self._lost += packets
-            self._fail(f"the disk does not take packets: {exc.strerror}")
+            self._fail(_NOT_TAKEN, exc.strerror or str(exc))
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, segment.size)
             return
@@ -90,7 +94,7 @@ class Tail:
             raise CaptureError(
                 f"byte {taken} of {len(batch)} that were captured begins no record"
             )
-        self._recover()
+        self._recover(_NOT_TAKEN)
 
     def _write(self, batch: bytes, offset: int) -> None:
         written = 0
@@ -103,25 +107,34 @@ class Tail:
                 if exc.errno not in _FULL or not self._ring.give_way():
                     raise
 
-    def _fail(self, trouble: str) -> None:
-        if not self._trouble:
-            _log.error("%s", trouble)
-        self._trouble = self._ring.state = trouble
+    def _fail(self, what: str, why: str) -> None:
+        # Said once per trouble, not with each batch.
+        if what not in self._troubles:
+            _log.error("%s: %s", what, why)
+        self._troubles[what] = why
+        self._tell()
 
-    def _recover(self) -> None:
-        if self._trouble:
-            _log.warning("recording again; %d packets were lost", self._lost)
-            self._trouble = ""
+    def _recover(self, what: str) -> None:
+        if self._troubles.pop(what, None) is not None:
+            _log.warning("no longer: %s; %d packets were lost", what, self._lost)
             self._lost = 0
-            self._ring.state = "recording"
+            self._tell()
+
+    def _tell(self) -> None:
+        self._ring.state = (
+            RECORDING
+            if not self._troubles
+            else "; ".join(f"{what}: {why}" for what, why in self._troubles.items())
+        )
 
     def rotate(self, now_ns: int) -> None:
         """Begin a new segment; where that cannot be, the old one goes on growing."""
         try:
             segment, descriptor = self._create(now_ns)
         except OSError as exc:
-            self._fail(f"no segment can be made: {exc.strerror or exc}")
+            self._fail(_NOT_MADE, exc.strerror or str(exc))
             return
+        self._recover(_NOT_MADE)
         self._release()
         self._segment.growing = False
         self._settling.append((self._segment, now_ns))
