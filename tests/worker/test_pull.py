@@ -462,6 +462,26 @@ class TestFollow:
         assert found == records[:2] + records[2 + opened.skipped :]
         assert 0 < opened.skipped < 90
 
+    async def test_one_that_stalls_for_long_keeps_no_list_of_what_it_lost(
+        self, make_ring, open_pull
+    ):
+        writer = await make_ring(pinned=0, size=4 * MB)
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        client.takes.clear()
+        async with self.following(opened, client):
+            await writer.write()
+            await client.has(2)
+            await writer.fill(40)
+            await wait_until(lambda: opened._known == 41)
+            # Of the first it may be reading; the others are those of the ring.
+            assert len(opened._later) <= len(writer.ring.segments()) + 2
+            assert len(opened._held) == len(opened._later)
+            assert opened.skipped > 200
+            client.takes.set()
+            await wait_until(lambda: opened.packets + opened.skipped >= 320)
+        assert opened.packets == len(client.records())
+
     async def test_a_ring_without_a_segment_is_followed_from_its_first(
         self, make_ring, open_pull
     ):

@@ -196,9 +196,16 @@ class TestFollowing:
         assert (plan.report.covered, plan.report.gaps) == (covered, ())
 
     async def test_a_ring_that_just_begins_will_do(self, writer, windows):
-        now = writer.now_ns + MS
-        plan = await planned(windows, now, since_ns=now - 60 * SECOND, follow=True)
-        assert plan.report.covered is None
+        begin, now = writer.now_ns, writer.now_ns + MS
+        async with asyncio.TaskGroup() as tasks:
+            plan = tasks.create_task(
+                planned(windows, now, since_ns=begin - 60 * SECOND, follow=True)
+            )
+            await asyncio.sleep(0.02)
+            assert not plan.done()
+            await writer.flush(now)
+        gap = Interval(begin_ns=begin - 60 * SECOND, end_ns=begin)
+        assert plan.result().report.gaps == (gap,)
 
     async def test_it_may_begin_now_by_a_clock_that_is_ahead(self, writer, windows):
         await writer.flush(writer.now_ns + SECOND)
@@ -215,6 +222,7 @@ class TestFollowing:
 
 class TestPulls:
     async def open(self, windows, writer, **query):
+        await writer.flush(writer.now_ns + MS)
         query = RingQuery(**query)
         plan = await windows.plan(query, now_ns=writer.now_ns)
         return await windows.open(query, plan, b"")

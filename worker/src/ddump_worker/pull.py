@@ -61,7 +61,7 @@ class _Place(NamedTuple):
 
 
 class Pull:
-    """What one client gets of the ring.
+    """What one client gets of the ring; ``packets`` and ``data_bytes`` are sent.
 
     It pins what it needs when it is made, on the event loop, and has to be closed.
     Counters are as of the last slice, and stay when it is closed.
@@ -82,7 +82,7 @@ class Pull:
     ) -> None:
         self.packets = 0
         self.data_bytes = 0
-        self.skipped = 0
+        self._gone = 0
         self.position_ns: int | None = None
         self._query = query
         self._ring = ring
@@ -130,6 +130,11 @@ class Pull:
         self._hold(needed.values())
 
     @property
+    def skipped(self) -> int:
+        """How many packets were gone when they were reached."""
+        return self._cutter.skipped + self._gone
+
+    @property
     def dropped(self) -> int:
         """How many packets the kernel dropped in the segments that are read."""
         return self._passed_drops + sum(each.dropped for each in self._held.values())
@@ -163,6 +168,16 @@ class Pull:
             self._known = new[-1].number
             self._later.extend(new)
             self._hold(new)
+            self._forget_what_is_gone()
+
+    def _forget_what_is_gone(self) -> None:
+        # A client may stall for days: what it has lost is a number, not a list. The
+        # first may be in a thread's hands.
+        for segment in list(self._later)[1:]:
+            if segment.revoked:
+                self._later.remove(segment)
+                self._gone += segment.index.packets
+                self._let_go(segment)
 
     def _hold(self, segments: Iterable[Segment]) -> None:
         held = list(segments)
@@ -296,7 +311,6 @@ class Pull:
         data = await self._loop.run_in_executor(self._executor, work)
         self.packets = self._cutter.packets
         self.data_bytes = self._cutter.data_bytes
-        self.skipped = self._cutter.skipped
         return data
 
     def _let_go_of_parts(self) -> None:

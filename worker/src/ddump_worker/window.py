@@ -104,7 +104,9 @@ class Windows:
         """
         until_ns = _FOREVER_NS if query.until_ns is None else query.until_ns
         if query.follow:
-            # What is not there yet will follow.
+            # What is not there yet will follow; only what is missing has to be known.
+            if not self._ring.flushed_ns:
+                await self._flushed(1)
             end_ns = min(until_ns, now_ns, self._ring.flushed_ns)
         else:
             until_ns = now_ns if query.until_ns is None else query.until_ns
