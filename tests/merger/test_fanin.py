@@ -488,6 +488,33 @@ async def test_followers_alone_move_by_the_clock_when_they_have_caught_up(build)
         assert parse_pcap(await running) == RECORDS
 
 
+async def test_who_is_far_ahead_of_a_past_is_left_to_its_ring(build):
+    """It has caught up, the other has not: nothing is forced out, and nothing late."""
+    big = [Record(r.timestamp_ns, bytes(1000)) for r in RECORDS]
+    ahead = Script([pcap_header(), *map(pcap_record, big[50:]), Forever])
+    past = asyncio.Event()
+    behind = Script([pcap_header(), past, *map(pcap_record, big[:50])])
+    run = build(
+        ahead, behind, words=[FOLLOW.format("a"), "http://b?last=5m"],
+        hold_ns=SECOND // 50, buffer_bytes=20_000,
+    )  # fmt: skip
+    run.answers = [account(run, 0)]
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].ahead)
+        reads = ahead.reads
+        assert reads < 20
+        await asyncio.sleep(0.1)  # five holds
+        assert ahead.reads == reads
+        assert run.merge.counters(0)[0] == 0
+        past.set()
+        await until(lambda: run.merge.counters(0)[0] == 50)
+        assert not run.lanes[0].ahead
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == big
+    assert [run.merge.counters(n)[2] for n in range(2)] == [0, 0]
+
+
 async def test_a_window_that_is_silent_for_too_long_is_cut_short(build, caplog):
     run = build(
         Script([pcap(RECORDS[0::2]), Forever]),

@@ -187,15 +187,30 @@ class Fanin:
                     self._receive(lane, data)
                     if not self._flow.is_set():
                         await self._flow.wait()
+                    if lane.follows:
+                        await self._wait_for_others(lane)
         except TimeoutError:
             self._take_arrived(lane)
+
+    async def _wait_for_others(self, lane: Lane) -> None:
+        """Leave to the ring what is far ahead of targets that still read their past."""
+        if self._merge.buffered(lane.index) <= self._config.buffer_bytes // 2:
+            return
+        lane.ahead = True
+        lane.wanted.clear()
+        self._wake.set()
+        try:
+            await lane.wanted.wait()
+        finally:
+            lane.ahead = False
+            self._listen(lane)
 
     async def _read_wanted(self, lane: Lane) -> None:
         """Read a file, or a window until it is a live stream."""
         read: Callable[[], Awaitable[bytes | None]] = lane.source.read
         if isinstance(lane.target, HttpTarget):
             read = Scan(lane, self._ask, timeout_ns=self._config.timeout_ns).read
-            if lane.target.follows:
+            if lane.follows:
                 self._watch(lane)
         while not lane.live and (data := await read()):
             lane.wanted.clear()
@@ -213,15 +228,18 @@ class Fanin:
             await catch_up(lane, self._ask, pause_ns=self._config.hold_ns)
             logger.info("%s: caught up, live from now on", lane.name)
             lane.live = True
-            lane.heard = self._loop.time()
             lane.wanted.set()
-            self._merge.limit(lane.index, self._config.buffer_bytes, live=True)
-            if self._timer is None:
-                self._arm()
+            self._listen(lane)
 
         self._watchers[lane.index] = self._tasks.create_task(
             watch(), name=f"watch {lane.name}"
         )
+
+    def _listen(self, lane: Lane) -> None:
+        """Let the lane's silence count from now on."""
+        lane.heard = self._loop.time()
+        if self._timer is None:
+            self._arm()
 
     def _tell_gaps(self, lane: Lane) -> None:
         lane.window = lane.source.window
@@ -411,6 +429,7 @@ class Fanin:
         open_lanes = [lane for lane in self._lanes if not lane.ended]
         live = [lane for lane in open_lanes if lane.live]
         flows = any(lane.state is LaneState.OPEN for lane in live)
+        live = [lane for lane in live if not lane.ahead]
         if flows:
             return live + [
                 lane

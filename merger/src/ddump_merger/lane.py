@@ -7,6 +7,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .target import HttpTarget
+
 if TYPE_CHECKING:
     from ddump_common.errors import DdumpError
     from ddump_common.window import WindowReport
@@ -30,8 +32,9 @@ class Lane:
     """One input of the merge.
 
     ``index`` is its number there. ``live`` is whether the clock may move it; a window
-    that is followed becomes it when it has caught up. ``heard`` is when bytes last came,
-    by the event loop's clock. ``error`` is why it is missing or was cut short.
+    that is followed becomes it when it has caught up; ``ahead`` is whether it is then
+    left unread, for it holds much that others hold back. ``heard`` is when bytes last
+    came, by the event loop's clock. ``error`` is why it is missing or was cut short.
     ``window`` is what of its window the ring has, ``dropped`` how many of its packets
     were lost on the worker's host, and ``skipped`` how many were recorded there and
     overwritten before they were read, when that is known. ``wanted`` is set while the
@@ -42,6 +45,7 @@ class Lane:
     target: Target
     source: Source
     live: bool
+    ahead: bool = False
     heard: float
     state: LaneState = LaneState.CONNECTING
     has_header: bool = False
@@ -55,6 +59,11 @@ class Lane:
     def name(self) -> str:
         """The target's name."""
         return self.target.name
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is a window that goes on live."""
+        return isinstance(self.target, HttpTarget) and self.target.follows
 
     @property
     def ended(self) -> bool:
