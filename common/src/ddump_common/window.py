@@ -31,7 +31,7 @@ MAX_HEADER_BYTES = 8190  # what aiohttp takes of one header
 # What is no string of ours is only passed over, so its grammar is wider here. No two
 # parts that repeat can begin with the same character: there is one way to read it.
 _STRING = r'"(?:[ !#-\[\]-~]|\\["\\])*"'
-_BARE = rf"""(?:%?{_STRING}|:[A-Za-z0-9+/=]*:|[^\s"%:,;()=][^\s"%,;()=]*)"""
+_BARE = rf"""(?:%?{_STRING}|:[A-Za-z0-9+/=]*:|[^\s"%:,;()=][^\s",;()=]*)"""
 _KEY = "[a-z*][a-z0-9_.*-]*"
 _PARAMETERS = rf"(?:; *{_KEY}(?:={_BARE})?)*"
 _ITEM = rf"{_BARE}{_PARAMETERS}"
@@ -98,7 +98,8 @@ def gaps(window: Interval, covered: Iterable[Interval]) -> tuple[Interval, ...]:
     """Return the parts of ``window`` that are in none of ``covered``, in order."""
     missing: list[Interval] = []
     begin_ns = window.begin_ns
-    for each in merge_intervals(covered):
+    # One without a moment in it does not part a gap.
+    for each in merge_intervals(e for e in covered if e.begin_ns < e.end_ns):
         if each.begin_ns > begin_ns:
             end_ns = min(each.begin_ns, window.end_ns)
             if end_ns > begin_ns:
