@@ -142,9 +142,7 @@ class TestWindow:
             await asyncio.sleep(0.05)
             size = len(client.data)
             assert size <= pull.SLICE_BYTES + 130_000
-            assert (
-                records[0].timestamp_ns < opened.position_ns < records[-1].timestamp_ns
-            )
+            assert opened.position_ns is None
             client.takes.set()
         assert delivery.result() == "complete"
         assert client.records() == records
@@ -338,6 +336,29 @@ class TestFollow:
         assert delivery.result() == "shutdown"
         assert opened.position_ns == writer.ring.flushed_ns
         assert client.records() == records
+
+    async def test_its_position_tells_whether_it_has_caught_up(self, writer, open_pull):
+        await writer.write()
+        begun_ns = writer.now_ns
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        client.takes.clear()
+        async with self.following(opened, client):
+            await client.has(2)
+            records = await writer.fill(1)
+            assert opened.position_ns is None
+            client.takes.set()
+            await client.has(2 + len(records))
+            await wait_until(lambda: opened.position_ns == writer.now_ns)
+            client.takes.clear()
+            # What it is sending it has not sent.
+            await writer.write()
+            await client.has(4 + len(records))
+            assert begun_ns < opened.position_ns < writer.now_ns
+            await writer.flush(writer.now_ns + SECOND)
+            assert opened.position_ns < writer.now_ns - SECOND
+            client.takes.set()
+            await wait_until(lambda: opened.position_ns == writer.now_ns)
 
     async def test_later_packets_come_in_order_of_arrival(self, writer, open_pull):
         opened = open_pull(writer, follow=True)

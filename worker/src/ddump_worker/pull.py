@@ -109,7 +109,8 @@ class Pull:
         self._pins: dict[int, Pins] = {}
         self._held: dict[int, Segment] = {}
         self._passed_drops = 0
-        # How much of each is looked at before what is in it.
+        # In this order: what is flushed by then is in what is looked at.
+        self._window_ns = ring.flushed_ns if query.follow else bounds.until_ns
         sizes = [(each, each.index.committed) for each in ring.segments()]
         self._parts = [
             (segment, size)
@@ -121,7 +122,9 @@ class Pull:
         self._later: deque[Segment] = deque()
         self._offset = PcapHeader.SIZE
         self._known = sizes[-1][0].number if sizes else 0
+        # Where it ends, once that is known; and a place, and until when all is before it.
         self._goal: _Place | None = None
+        self._mark: tuple[_Place, int] | None = None
         needed = {segment.number: segment for segment, _ in self._parts}
         if query.follow and sizes:
             last, self._offset = sizes[-1]
@@ -159,9 +162,11 @@ class Pull:
 
     def notice(self) -> None:
         """Take note of what was recorded; on the event loop, whatever the client does."""
-        if not self._query.follow or self._closed:
-            return
-        self._news.set()
+        if self._query.follow and not self._closed:
+            self._news.set()
+            self._note_segments()
+
+    def _note_segments(self) -> None:
         segments = self._ring.segments()
         if segments and segments[-1].number > self._known:
             new = [each for each in segments if each.number > self._known]
@@ -225,10 +230,11 @@ class Pull:
         """Return ``None`` when what comes later is wanted as well."""
         while self._reason is not EndReason.DURATION:
             data = await self._read(self._cut)
-            self.position_ns = self._cutter.position_ns
+            position_ns = min(self._cutter.position_ns, self._window_ns)
             self._let_go_of_parts()
             if data:
                 await send(data)
+            self.position_ns = position_ns
             if self._cutter.finished:
                 return self._limit()
             if self._cutter.exhausted:
@@ -243,10 +249,7 @@ class Pull:
         last = self._loop.time()
         drained = False
         while True:
-            # Before what is recorded is looked at: it is all in the segments then.
-            self._news.clear()
-            flushed_ns = self._ring.flushed_ns
-            self._set_goal(flushed_ns)
+            self._look_ahead()
             if self._reason is not None and not drained:
                 drained = True
                 on_draining()
@@ -256,40 +259,58 @@ class Pull:
                 last = self._loop.time()
             if self._cutter.finished:
                 return self._limit()
-            if self._has_reached(self._goal):
-                if isinstance(self._reason, CaptureError):
-                    raise self._reason
-                return self._reason or EndReason.COMPLETE
+            if (reason := self._look_back()) is not None:
+                return reason
             if self._is_behind():
                 continue
-            self.position_ns = flushed_ns
             idle_deadline = last + idle_seconds + _GRACE_SECONDS
             if self._loop.time() >= idle_deadline:
                 return EndReason.IDLE
             await self._wait(min(idle_deadline, self._stop_deadline))
 
-    def _set_goal(self, flushed_ns: int) -> None:
-        """Fix the place where reading ends, as soon as all that is due is recorded."""
-        if self._goal is not None:
-            return
-        is_due = flushed_ns >= self._bounds.until_ns or (
+    def _look_ahead(self) -> None:
+        """See how far the ring goes, before any of it is read."""
+        self._news.clear()
+        # First of all: what is flushed by then is in what is looked at after it.
+        flushed_ns = self._ring.flushed_ns
+        end = self._end_place()
+        if self._mark is None:
+            self._mark = end, flushed_ns
+        if self._goal is None and self._is_due(flushed_ns):
+            self._goal = end
+
+    def _is_due(self, flushed_ns: int) -> bool:
+        """Whether all that is to be sent is recorded."""
+        return flushed_ns >= self._bounds.until_ns or (
             self._reason is not None
             and (
                 flushed_ns >= self._stopped_ns
                 or self._loop.time() >= self._stop_deadline
             )
         )
-        if is_due:
-            self.notice()
-            self._goal = _Place(
-                self._known, self._later[-1].index.committed if self._later else 0
-            )
 
-    def _has_reached(self, goal: _Place | None) -> bool:
-        if goal is None:
-            return False
-        place = _Place(self._later[0].number, self._offset) if self._later else goal
-        return place >= goal
+    def _look_back(self) -> EndReason | None:
+        """See how far what was sent goes; return why that is all, if it is."""
+        if self._mark is not None and self._has_reached(self._mark[0]):
+            _, self.position_ns = self._mark
+            self._mark = None
+        if self._goal is None or not self._has_reached(self._goal):
+            return None
+        if isinstance(self._reason, CaptureError):
+            raise self._reason
+        return self._reason or EndReason.COMPLETE
+
+    def _end_place(self) -> _Place:
+        """Return where the ring ends now."""
+        self._note_segments()
+        return _Place(
+            self._known, self._later[-1].index.committed if self._later else 0
+        )
+
+    def _has_reached(self, place: _Place) -> bool:
+        if not self._later:
+            return place.number == 0
+        return _Place(self._later[0].number, self._offset) >= place
 
     def _is_behind(self) -> bool:
         return len(self._later) > 1 or (
