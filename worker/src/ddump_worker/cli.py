@@ -150,7 +150,7 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     default=format_size(config.DEFAULT_BUFFER_SIZE),
     show_default=True,
     metavar="SIZE",
-    help="Kernel memory for the ring of each capture.",
+    help="Kernel memory for each live capture.",
 )
 @click.option(
     "--capture-memory",
@@ -158,7 +158,7 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     default=format_size(config.DEFAULT_CAPTURE_MEMORY),
     show_default=True,
     metavar="SIZE",
-    help="The most that all rings together may take.",
+    help="The most that all live captures together may take.",
 )
 @click.option(
     "--max-streams",
@@ -180,7 +180,7 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     "--ring-dir",
     type=_DIRECTORY,
     metavar="DIR",
-    help="Record all that is captured into a ring of files in this directory.",
+    help="Record what crosses this host into a ring of files in this directory.",
 )
 @click.option(
     "--ring-size",
@@ -204,8 +204,8 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     default=str(config.DEFAULT_RING_RESERVE),
     show_default=True,
     metavar="SIZE,PERCENT%",
-    help="Space of the file system that the ring leaves free: the greater of both; or "
-    "only one of them.",
+    help="Space of the file system that stays free: the greater of both, or one of them "
+    "alone.",
 )
 @click.option(
     "--ring-pinned",

@@ -229,7 +229,8 @@ def _allow_files(config: Config) -> None:
             f"{config.max_connections} connections, {config.max_streams} streams and the "
             f"ring's segments may need {needed} open files, and the process may have "
             f"{hard}",
-            hint="raise the limit (ulimit -n, LimitNOFILE=), or allow fewer",
+            hint="raise the limit (ulimit -n, LimitNOFILE=), allow fewer, or raise "
+            "--segment-size",
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
