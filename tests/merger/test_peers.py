@@ -112,7 +112,10 @@ async def test_it_closes_without_an_answer():
     [
         ("401 Unauthorized", "401 Unauthorized (see --user and --token-file)"),
         ("403 Forbidden", "403 Forbidden (the credentials are not enough)"),
-        ("404 Not Found", "404 Not Found (is the path right? a worker has /capture and /ring)"),
+        (
+            "404 Not Found",
+            "404 Not Found (is the path right? a worker has /capture and /ring)",
+        ),
         ("502 Bad Gateway", "502 Bad Gateway"),
         ("204 No Content", "204 No Content"),
         ("599 What\x1b[31mever", r"599 What\x1b[31mever"),
