@@ -170,7 +170,9 @@ def cut_changing(rng, cutter, descriptors):
         if kept and rng.random() < 0.2:
             change(rng, rng.choice(kept))
         try:
-            data.append(cutter.cut(descriptors, rng.choice((1, 5000, 1 << 18))))
+            data.append(
+                cutter.cut(descriptors.__getitem__, rng.choice((1, 5000, 1 << 18)))
+            )
         except CaptureError as exc:
             part = int(re.match(r"part (\d+) of the window", str(exc))[1])
             descriptors[part] = -1

@@ -119,12 +119,12 @@ def cut_all(cutter, descriptors, max_bytes=1 << 18) -> bytes:
     data = []
     while not cutter.exhausted and not cutter.finished:
         position = cutter.position_ns
-        data.append(cutter.cut(descriptors, max_bytes))
+        data.append(cutter.cut(descriptors.__getitem__, max_bytes))
         assert len(data[-1]) < max_bytes + largest
         assert position <= cutter.position_ns
         times = [each.timestamp_ns for each in parse_records(data[-1], nano=True)]
         assert all(position <= time for time in times)
-    assert cutter.cut(descriptors, max_bytes) == b""
+    assert cutter.cut(descriptors.__getitem__, max_bytes) == b""
     assert not any(cutter.needs(part) for part in range(len(descriptors)))
     return b"".join(data)
 

@@ -210,9 +210,9 @@ class TestFollowing:
     async def test_it_may_begin_now_by_a_clock_that_is_ahead(self, writer, windows):
         await writer.flush(writer.now_ns + SECOND)
         now = writer.now_ns
-        plan = await planned(windows, now, since_ns=now + SECOND, follow=True)
+        plan = await planned(windows, now, since_ns=now + 60 * SECOND, follow=True)
         assert plan.report.gaps == ()
-        await refused(windows, now, since_ns=now + SECOND + 1, follow=True)
+        await refused(windows, now, since_ns=now + 60 * SECOND + 1, follow=True)
 
     async def test_what_is_over_is_not_followed(self, writer, windows):
         begin = writer.now_ns

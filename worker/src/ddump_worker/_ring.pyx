@@ -43,14 +43,17 @@ from ddump_worker._cooked cimport (
 from ddump_worker._follow cimport follow_blocks
 from ddump_worker._window cimport (
     FINE,
+    GONE,
     MAX_PARTS,
     NO_MEMORY,
     NO_RECORD,
+    NOT_OPEN,
     NOT_READ,
     OTHER_COUNT,
     OTHER_TIME,
     PLACE_BITS,
     TOO_SHORT,
+    UNOPENED,
     Fault,
     Output,
     Window,
@@ -374,7 +377,7 @@ cdef class Cutter:
             raise MemoryError
         return self._window.parts - 1
 
-    def cut(self, descriptors, size_t max_bytes) -> bytes:
+    def cut(self, descriptor_of, size_t max_bytes) -> bytes:
         """Return the next records of the window in order of (timestamp, arrival).
 
         They are about ``max_bytes`` at most, one record more. Without the GIL it reads
@@ -382,13 +385,16 @@ cdef class Cutter:
         ``exhausted``, when little matches.
 
         Args:
-            descriptors: the open file of each part; -1 for one whose bytes are gone (its
-                remaining packets are counted as ``skipped``) or that ``needs`` not.
+            descriptor_of: returns the open file of a part, -1 when its bytes are gone:
+                its remaining packets are counted as ``skipped``. It is called once for
+                each part that this call reads, in this thread; the files have to stay
+                open until the return.
             max_bytes: 1 at least.
 
         Raises:
             OSError: of a read.
             CaptureError: a file is not what was indexed; it names the part and where.
+            what ``descriptor_of`` raises.
 
         After an error nothing is lost: the same call can be made again, with -1 for the
         part at fault.
@@ -400,18 +406,22 @@ cdef class Cutter:
         self._check()
         if max_bytes == 0:
             raise ValueError("0 bytes at most")
-        if <size_t>len(descriptors) != self._window.parts:
-            raise ValueError(f"{len(descriptors)} files of {self._window.parts} parts")
         files = <int *>PyMem_RawMalloc(self._window.parts * sizeof(int) + 1)
         if files == NULL:
             raise MemoryError
         self._busy = True
         try:
             for i in range(self._window.parts):
-                files[i] = descriptors[i]
-            with nogil:
-                fault = window_advance(&self._window, &self._output, files, max_bytes)
-            part = self._window.fault_place >> PLACE_BITS
+                files[i] = UNOPENED
+            while True:
+                with nogil:
+                    fault = window_advance(
+                        &self._window, &self._output, files, max_bytes
+                    )
+                part = self._window.fault_place >> PLACE_BITS
+                if fault != NOT_OPEN:
+                    break
+                files[part] = max(<int>descriptor_of(part), GONE)
             data = self._taken(fault, f"part {part} of the window")
             self._position_ns = self._window.position_ns
             return data

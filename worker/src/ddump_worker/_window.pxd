@@ -45,6 +45,9 @@ from ddump_worker.libpcap cimport packet_header, pcap_offline_filter, program
 cdef enum:
     PLACE_BITS = 40  # of an offset; a part's number is above
     MAX_PARTS = 1 << 23
+    # In place of a descriptor: the part's bytes are gone, its file is not open yet.
+    GONE = -1
+    UNOPENED = -2
     SLICE = 1 << 20
     # Bytes that are read in one step, so that pulls take turns and a client that goes is
     # noticed.
@@ -54,6 +57,7 @@ cdef enum:
 cdef enum Fault:
     FINE
     NO_MEMORY
+    NOT_OPEN  # the part's file, which is needed now; no fault in it
     NOT_READ  # error is errno
     TOO_SHORT
     NO_RECORD
@@ -396,11 +400,14 @@ cdef inline Fault read_next(
     block = &window.blocks[window.active[window.cursor]]
     fd = descriptors[block.place >> PLACE_BITS]
     first = first_key(block)
-    if fd < 0:
+    if fd == GONE:
         window.skipped += block.packets
         block.size = 0
         block.greatest_ns = INT64_MIN
     elif before(&first, &window.upper):
+        if fd == UNOPENED:
+            window.fault_place = block.place
+            return NOT_OPEN
         if kept_full(&window.kept):  # the block is looked at again with the new key
             return FINE if kept_halve(&window.kept, &window.upper) else NO_MEMORY
         fault = read_block(window, output, fd, block)

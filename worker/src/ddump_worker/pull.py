@@ -362,18 +362,16 @@ class Pull:
                 self._added = True
                 for segment, size in self._parts:
                     self._cutter.add(segment.index, size)
-            needed = set(self._needed)
-            with _leases(
-                segment if part in needed else None
-                for part, (segment, _) in enumerate(self._parts)
-            ) as descriptors:
-                return self._cutter.cut(descriptors, SLICE_BYTES)
+            with contextlib.ExitStack() as stack:
+                return self._cutter.cut(
+                    lambda part: _descriptor(self._parts[part][0], stack), SLICE_BYTES
+                )
 
     def _follow(self, segment: Segment) -> bytes:
         # In a thread of the executor.
-        with _reading(), _leases([segment]) as (descriptor,):
+        with _reading(), contextlib.ExitStack() as stack:
             data, self._offset = self._cutter.follow(
-                descriptor, segment.index, self._offset, SLICE_BYTES
+                _descriptor(segment, stack), segment.index, self._offset, SLICE_BYTES
             )
             return data
 
@@ -386,18 +384,12 @@ class Pull:
                 self._executor.submit(pins.close)
 
 
-@contextlib.contextmanager
-def _leases(segments: Iterable[Segment | None]) -> Iterator[list[int]]:
-    """Lend descriptors of segments; -1 for one whose bytes are gone, and for ``None``."""
-    with contextlib.ExitStack() as stack:
-        descriptors = []
-        for segment in segments:
-            descriptor = -1
-            if segment is not None:
-                with contextlib.suppress(RevokedError):
-                    descriptor = stack.enter_context(segment.lease())
-            descriptors.append(descriptor)
-        yield descriptors
+def _descriptor(segment: Segment, stack: contextlib.ExitStack) -> int:
+    """Return what to read ``segment`` by until ``stack`` ends; -1 if it is gone."""
+    try:
+        return stack.enter_context(segment.lease())
+    except RevokedError:
+        return -1
 
 
 @contextlib.contextmanager

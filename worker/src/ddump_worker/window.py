@@ -35,6 +35,8 @@ __all__ = ["NoRingError", "UncoveredError", "WindowPlan", "Windows"]
 
 _THREADS = 4
 _AHEAD_NS = SECONDS
+# Who follows from now on, by a clock that is this much ahead, is not refused.
+_SKEW_NS = 60 * SECONDS
 _WAIT_SECONDS = 2.0
 _FOREVER_NS = (1 << 63) - 1
 _MAX_NAMED = 4
@@ -120,7 +122,7 @@ class Windows:
             Interval(begin_ns=begin_ns, end_ns=max(begin_ns, end_ns)), coverage
         )
         bounds = Bounds(query.since_ns or 0, until_ns)
-        is_open = query.follow and begin_ns - _AHEAD_NS <= now_ns < until_ns
+        is_open = query.follow and begin_ns - _SKEW_NS <= now_ns < until_ns
         if report.covered is None and not is_open and not self._overlaps(bounds):
             raise UncoveredError(
                 f"the ring has nothing of this window; {_words(coverage)}",
