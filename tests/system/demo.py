@@ -1,4 +1,5 @@
-"""The tool at work: two hosts, their traffic, one merged capture through tcpdump.
+"""The tool at work: two hosts, their traffic, one merged capture through tcpdump, live
+and once more out of the rings.
 
 ``make demo`` runs this. Where namespaces may be made, the two hosts are namespaces on
 a bridge, ping each other and ask each other for a name; else they are two workers on
@@ -9,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 import socket
 import subprocess
 import sys
+import tempfile
+from datetime import datetime, timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -43,15 +47,22 @@ def free_port() -> int:
 
 
 def merged(targets: list[str], traffic, *, prefix: list[str]) -> None:
-    """Run ``ddump TARGETS | tcpdump`` while ``traffic`` runs, until the duration ends."""
-    command = [
-        *prefix, DDUMP, "--duration", f"{SECONDS}s",
-        "-f", FILTER, *targets,
-    ]  # fmt: skip
-    shown = " ".join(["ddump", "-f", repr(FILTER), *targets])
-    say(f"$ {shown} | tcpdump -nlr-\n")
+    """Merge what ``targets`` see of ``traffic``, while it runs and when it is over."""
+    # Shown to the millisecond: the first is over when the traffic begins.
+    since = f"{datetime.now().astimezone() + timedelta(milliseconds=1):%H:%M:%S.%f}"
+    show([], ["--duration", f"{SECONDS}s"], targets, traffic, prefix=prefix)
+    say("\nThat was live. What has been is in the rings:\n")
+    show(["--since", since[:-3]], [], targets, lambda: None, prefix=prefix)
+
+
+def show(
+    options: list[str], hidden: list[str], targets: list[str], traffic, *, prefix
+) -> None:
+    """Run ``ddump OPTIONS TARGETS | tcpdump`` while ``traffic`` runs, until both end."""
+    words = [*options, "-f", FILTER, *targets]
+    say(f"$ {shlex.join(['ddump', *words])} | tcpdump -nlr-\n")
     with (
-        started(command, stdout=subprocess.PIPE) as ddump,
+        started([*prefix, DDUMP, *hidden, *words], stdout=subprocess.PIPE) as ddump,
         started(
             ["tcpdump", "-nlr-"], stdin=ddump.stdout, stderr=subprocess.DEVNULL
         ) as tcpdump,
@@ -60,6 +71,15 @@ def merged(targets: list[str], traffic, *, prefix: list[str]) -> None:
         traffic()
         tcpdump.wait(SECONDS + 6)
         ddump.wait(SECONDS)
+
+
+def ring(stack: contextlib.ExitStack) -> list[str]:
+    """Return the options of a small ring, which is removed at the end."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ddump-demo-"))
+    return [
+        "--ring-dir", folder, "--ring-size", "8MB", "--segment-size", "2MB",
+        "--ring-reserve", "1MB",
+    ]  # fmt: skip
 
 
 def with_namespaces() -> None:
@@ -71,6 +91,7 @@ def with_namespaces() -> None:
                 worker(
                     f"{host.address}:8475",
                     "--allow-plaintext",
+                    *ring(stack),
                     host=host,
                 )
             )
@@ -117,6 +138,7 @@ def with_loopback() -> None:
                     f"127.0.0.1:{own}",
                     "--exclude",
                     f"tcp port {other}",
+                    *ring(stack),
                 )
             )
             for own, other in itertools.permutations((first, second))
