@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.load import cpu_seconds
 from support.namespaces import network
 from support.programs import DDUMP, await_streams, status, worker
 from support.traffic import FILTER, PORT
@@ -79,14 +80,6 @@ def fetch(net, urls, commands) -> tuple[float, float, list[str]]:
     if lost:
         print(f"    the kernel dropped {lost}")
     return cpu, rate, said
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the time that all threads of a process spent on a CPU."""
-    return sum(
-        int(path.read_text().split()[0]) / 1e9
-        for path in Path(f"/proc/{pid}/task").glob("*/schedstat")
-    )
 
 
 def dropped(url: str) -> int:

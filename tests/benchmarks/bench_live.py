@@ -11,14 +11,14 @@ import contextlib
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.load import cpu_seconds, generate
 from support.namespaces import network
 from support.programs import DDUMP_WORKER, await_streams, started, status
-from support.traffic import FILTER, PORT
+from support.traffic import FILTER
 
 PACE = 150_000
 PACED_PACKETS = 600_000
@@ -26,39 +26,6 @@ UNPACED_PACKETS = 1_200_000
 MAX_RATIO = 3.0
 PAYLOAD = 100  # 142 bytes on the wire
 DRAIN_SECONDS = 10
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return what the threads of ``pid`` have used so far, to the nanosecond."""
-    return (
-        sum(
-            int(file.read_text().split()[0])
-            for file in Path(f"/proc/{pid}/task").glob("*/schedstat")
-        )
-        / 1e9
-    )
-
-
-def generate(net, packets: int, pace: int | None) -> float:
-    """Send ``packets``; return how many a second were reached."""
-    (host,) = net.hosts
-    with tempfile.NamedTemporaryFile("w", suffix=".cfg") as config:
-        config.write(
-            f"{{ eth(da={host.hardware_address}, sa={net.client.hardware_address}), "
-            f"ipv4(saddr={net.client.address}, daddr={host.address}), "
-            f"udp(sp={PORT}, dp={PORT}), fill(0x41, {PAYLOAD}) }}"
-        )
-        config.flush()
-        began = time.monotonic()
-        subprocess.run(
-            net.client.command(
-                "trafgen", "--dev", "port1", "--conf", config.name, "--num",
-                str(packets), "--cpus", "1", *(["-b", f"{pace}pps"] if pace else []),
-            ),
-            check=True,
-            capture_output=True,
-        )  # fmt: skip
-        return packets / (time.monotonic() - began)
 
 
 def await_packets(url: str, packets: int) -> dict:
@@ -95,7 +62,7 @@ def measure(net, url: str, worker_pid: int, packets: int, pace: int | None) -> f
         with host.entered():
             await_streams([url])
         before = cpu_seconds(worker_pid), cpu_seconds(tcpdump.pid)
-        rate = generate(net, packets, pace)
+        rate = generate(net, packets, pace, payload=PAYLOAD)
         with host.entered():
             stream = await_packets(url, packets)
         ours = cpu_seconds(worker_pid) - before[0]

@@ -27,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.captures import SLL, Cooked, pcap_header
+from support.load import cpu_seconds, generate
 from support.namespaces import network
 from support.programs import DDUMP_WORKER, started, status
 from support.traffic import PORT
@@ -45,40 +46,7 @@ ROUNDS = 5
 WANTED = bytes([192, 0, 2, 99])
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return what the threads of ``pid`` have used so far."""
-    return (
-        sum(
-            int(file.read_text().split()[0])
-            for file in Path(f"/proc/{pid}/task").glob("*/schedstat")
-        )
-        / 1e9
-    )
-
-
 # The recorder
-
-
-def generate(net, packets: int, pace: int | None) -> float:
-    """Send ``packets``; return how many a second were reached."""
-    (host,) = net.hosts
-    with tempfile.NamedTemporaryFile("w", suffix=".cfg") as config:
-        config.write(
-            f"{{ eth(da={host.hardware_address}, sa={net.client.hardware_address}), "
-            f"ipv4(saddr={net.client.address}, daddr={host.address}), "
-            f"udp(sp={PORT}, dp={PORT}), fill(0x41, {PAYLOAD}) }}"
-        )
-        config.flush()
-        began = time.monotonic()
-        subprocess.run(
-            net.client.command(
-                "trafgen", "--dev", "port1", "--conf", config.name, "--num",
-                str(packets), "--cpus", "1", *(["-b", f"{pace}pps"] if pace else []),
-            ),
-            check=True,
-            capture_output=True,
-        )  # fmt: skip
-        return packets / (time.monotonic() - began)
 
 
 def record(net, folder: Path, packets: int, pace: int | None) -> None:
@@ -120,7 +88,7 @@ def record(net, folder: Path, packets: int, pace: int | None) -> None:
         await_line(dumpcap, "File:")
         pids = {"ddump": ours.pid, "tcpdump": tcpdump.pid, "dumpcap": dumpcap.pid}
         before = {name: cpu_seconds(pid) for name, pid in pids.items()}
-        rate = generate(net, packets, pace)
+        rate = generate(net, packets, pace, payload=PAYLOAD)
         with host.entered():
             held = await_recorded(url, packets)
         cpu = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
