@@ -151,6 +151,7 @@ def test_no_parameter_is_the_whole_ring():
     [
         ([("last", "5m")], {"since_ns": NOW - 300 * SECONDS}),
         ([("last", "90")], {"since_ns": NOW - 90 * SECONDS}),
+        ([("last", "-5m")], {"since_ns": NOW - 300 * SECONDS}),
         ([("since", "-5m")], {"since_ns": NOW - 300 * SECONDS}),
         ([("since", "5m"), ("until", "now")], {"since_ns": NOW - 300 * SECONDS, "until_ns": NOW}),
         ([("since", "2025-11-22T15:03:00 01:00")], {"since_ns": NOW}),
@@ -177,7 +178,7 @@ def test_last_reaches_back_to_the_epoch_at_most():
     [
         ([("since", "14:03")], "since", "names no time zone"),
         ([("until", "soon")], "until", "is not a time"),
-        ([("last", "-5m")], "last", "is not a duration"),
+        ([("last", "--5m")], "last", "is not a duration"),
         ([("follow", "yes")], "follow", "is not one of 1, true, 0, false"),
         ([("last", "1m"), ("since", "-1m")], "last", "since is given as well"),
         ([("since", "-1m"), ("since", "-1m")], "since", "given more than once"),

@@ -68,6 +68,10 @@ def berlin(monkeypatch):
         ("1763820180.250", 1763820180 * SECONDS + SECONDS // 4),
         ("1763820180.0000000019", 1763820180 * SECONDS + 1),
         ("0", 0),
+        ("0.0", 0),
+        ("100000000", 10**8 * SECONDS),
+        ("2026-11-22", ns("2026-11-22T00:00:00+01:00")),
+        ("2026-07-22", ns("2026-07-22T00:00:00+02:00")),
         ("4294967295.999999999", (1 << 32) * SECONDS - 1),
         ("2026-11-23T14:03:00Z", ns("2026-11-23T14:03:00+00:00")),  # it is yet to come
     ],
@@ -82,7 +86,7 @@ def test_moments(text, moment):
         "", " ", "-", "--5m", "+5m", "5x", "m", "soon", "NOW", "-now", "367d", "1e9",
         "1763820180250", "1763820180.", ".5", "1.2.3", "14:", "14:3", "1:03",
         "24:00", "14:60", "14:03:61", "14:03:00.", "14:03:00,5", "14:03Z", "-14:03",
-        "2026-11-22", "2026-11-22T", "2026-13-01T00:00Z", "2026-02-29T00:00:00Z",
+        "2026-11-31", "2026-11-22Z", "2026-11-22T", "2026-13-01T00:00Z", "2026-02-29T00:00:00Z",
         "2026-11-22T14:03:00ZZ", "2026-11-22T14:03:00+24:00", "2026-11-22T14:03:00+01:60",
         "2026-11-22T14:03:00+1", "2026-11-22  14:03", "2026-11-22_14:03", "22.11.2026 14:03",
         "٢٠٢٦-11-22T14:03:00Z", "14:03\0", "2026-11-22T14:03:00\nZ", "9" * 5000,
@@ -112,7 +116,28 @@ def test_nothing_was_before_1970():
         parse_time("-1h", now_ns=SECONDS, zone=None)
 
 
-@pytest.mark.parametrize("text", ["14:03", "2026-11-22T14:03:00", "2026-11-22 14:03"])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("5", "meant 5m or 05:00?"),
+        ("14", "meant 14m or 14:00?"),
+        ("1403", "meant 14:03?"),
+        ("90", "for example -5m, "),
+        ("2500", "for example -5m, "),
+        ("20261122", "for example -5m, "),
+        ("0.5", "for example -5m, "),
+        ("99999999.999999999", "for example -5m, "),
+    ],
+)
+def test_a_small_number_is_no_moment_of_1970(text, hint):
+    with pytest.raises(UsageError, match="is a moment of the seventies") as caught:
+        parse_time(text, now_ns=NOW, zone=None)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["14:03", "2026-11-22T14:03:00", "2026-11-22 14:03", "2026-11-22"]
+)
 def test_without_a_zone_a_time_has_to_name_one(text):
     with pytest.raises(UsageError, match=r"names no time zone.*with an offset"):
         parse_time(text, now_ns=NOW, zone=None)

@@ -10,6 +10,7 @@ from ddump_common.units import (
     SECONDS,
     format_duration,
     format_size,
+    format_size_like,
     parse_duration,
     parse_size,
 )
@@ -88,3 +89,18 @@ def test_sizes_read_back_to_three_digits(size):
 )
 def test_sizes_as_people_write_them(size, text):
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "other", "text"),
+    [
+        (10223 << 10, 40_000_000, "10.5MB"),
+        (2048, 2_000_000_000, "2.05kB"),
+        (32 << 20, 256 << 20, "32MiB"),
+        (33_000_000, 256 << 20, "31.5MiB"),
+        ((1 << 20) - 1, 1 << 30, "1024KiB"),
+        (7, 1 << 20, "7B"),
+    ],
+)
+def test_a_size_in_the_units_of_another(size, other, text):
+    assert format_size_like(size, other) == text

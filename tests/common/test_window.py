@@ -200,18 +200,40 @@ def test_what_is_no_structured_field(value):
         ('covered="1970-01-01T00:00:00Z/1970-01-01T00:00:01Z"', "names no gaps"),
         ('gaps=("soon")', "is no interval"),
         ("gaps=(1)", "is no interval"),
-        ('gaps=(), covered="2/1"', "ends before it begins"),
-        ('gaps=(), covered="99999999999/1"', "is not between"),
+        (
+            'gaps=(), covered="1970-01-01T00:00:02Z/1970-01-01T00:00:01Z"',
+            "ends before it begins",
+        ),
+        ('gaps=(), covered="99999999999/0"', "is not between"),
         ("gaps=(), covered=1", "is no interval"),
         ("gaps=(), covered", "is no interval"),
         ("gaps=(), omitted=-1", "is no number of gaps"),
         ("gaps=(), omitted", "is no number of gaps"),
+        ("gaps=(), omitted=1.5", "is no number of gaps"),
+        ("gaps=(), omitted=1.5;a", "is no number of gaps"),
+        ("gaps=(), omitted=3x", "is no number of gaps"),
         ("gaps=()" + " " * 9000, "too long"),
     ],
 )
 def test_what_is_no_report(value, complaint):
     with pytest.raises(UsageError, match=complaint):
         WindowReport.parse(value)
+
+
+def test_parameters_of_a_number_are_left_alone():
+    assert WindowReport.parse("gaps=(), omitted=3;a=1").omitted == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "complete"),
+    [
+        ("gaps=()", True),
+        ("gaps=(), omitted=999", False),
+        ('gaps=("1970-01-01T00:00:00Z/1970-01-01T00:00:01Z")', False),
+    ],
+)
+def test_what_is_complete(value, complete):
+    assert WindowReport.parse(value).complete is complete
 
 
 letters = string.ascii_lowercase[:3] + '"\\()=;, %:@*?19'

@@ -349,7 +349,8 @@ def _time(text: str, now_ns: int) -> int:
 
 
 def _last(text: str, now_ns: int) -> int:
-    return max(now_ns - parse_duration(text), 0)
+    # People also write it as they write since: -5m.
+    return max(now_ns - parse_duration(text.removeprefix("-")), 0)
 
 
 def _flag(text: str, _: int) -> bool:

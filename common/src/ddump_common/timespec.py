@@ -6,6 +6,7 @@
     -5m  5m  1h30m                 that long ago
     14:03  14:03:00.250            the last time that it was so late
     2026-11-22 14:03               local time; a T may stand for the space
+    2026-11-22                     local midnight, when that day began
     2026-11-22T14:03:00Z           RFC 3339, with an offset
     1763820180.250                 seconds since the epoch
 
@@ -13,7 +14,8 @@ A moment is whole nanoseconds since the epoch; finer digits are cut off. What na
 zone is local to whoever wrote it: only there is it read, and sent on as absolute time,
 so that one command means one window on all hosts. Of a local time that came twice, as
 clocks are put back, a date means the first and a time of day the last; one that clocks
-were put past is refused.
+were put past is refused. So are seconds since the epoch of fewer than nine
+digits, but for 0: who writes ``--since 5`` or ``1400`` does not mean 1970.
 """
 
 from __future__ import annotations
@@ -38,9 +40,13 @@ _DATE_TIME = re.compile(
     + r"(?:([Zz])|([+ -])([0-9]{2}):?([0-9]{2}))?",
     re.ASCII,
 )
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_MIDNIGHT = " 00:00"
 _EPOCH_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 # Beyond, a pcap file's 32 bits of seconds have run over.
 _LATEST_NS = (1 << 32) * SECONDS
+# Before, in 1973, it was meant as something else.
+_EARLIEST_EPOCH_NS = 10**8 * SECONDS
 # A time of day that is yet to come was yesterday, or, where clocks were put past it
 # then, the day before.
 _DAYS_BACK = 3
@@ -88,15 +94,33 @@ def _parse(text: str, now_ns: int, zone: tzinfo | None) -> int:
     if text == "now":
         return now_ns
     if match := _EPOCH.fullmatch(text):
-        return int(match[1]) * SECONDS + _nanoseconds(match[2])
+        return _epoch(text, match)
     if match := _TIME_OF_DAY.fullmatch(text):
         return _time_of_day(text, match, now_ns, _known(zone, text))
+    if _DATE.fullmatch(text):
+        text += _MIDNIGHT
     if match := _DATE_TIME.fullmatch(text):
         return _date_time(text, match, zone)
     try:
         return now_ns - parse_duration(text.removeprefix("-"))
     except UsageError:
         raise UsageError(f"{text!r} is not a time", hint=_EXAMPLES) from None
+
+
+def _epoch(text: str, match: re.Match[str]) -> int:
+    moment = int(match[1]) * SECONDS + _nanoseconds(match[2])
+    if 0 < moment < _EARLIEST_EPOCH_NS:
+        raise UsageError(f"{text!r} is a moment of the seventies", hint=_meant(text))
+    return moment
+
+
+def _meant(text: str) -> str:
+    """Return what somebody who wrote a small number may have wanted."""
+    if re.fullmatch("[01]?[0-9]|2[0-3]", text):
+        return f"meant {text}m or {text:0>2}:00?"
+    if re.fullmatch("([01][0-9]|2[0-3])[0-5][0-9]", text):
+        return f"meant {text[:2]}:{text[2:]}?"
+    return _EXAMPLES
 
 
 def _known(zone: tzinfo | None, text: str) -> tzinfo:

@@ -19,6 +19,7 @@ __all__ = [
     "SECONDS",
     "format_duration",
     "format_size",
+    "format_size_like",
     "parse_duration",
     "parse_size",
 ]
@@ -59,6 +60,7 @@ _SIZE_UNITS = {
     "tib": 1 << 40,
 }
 _DECIMAL_UNITS = ((1000**4, "TB"), (1000**3, "GB"), (1000**2, "MB"), (1000, "kB"))
+_BINARY_UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 _TERM = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([a-zµ]*)", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([a-zA-Z]{0,3})", re.ASCII)
 _LONGEST = 366 * 86400 * SECONDS
@@ -127,10 +129,23 @@ def format_size(size: int) -> str:
     for unit, name in _DECIMAL_UNITS:
         if size % unit == 0 and 1 <= size // unit < 1000:
             return f"{size // unit}{name}"
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+    for unit, name in _BINARY_UNITS:
         if size >= unit and size % unit == 0:
             return f"{size // unit}{name}"
-    for unit, name in _DECIMAL_UNITS:
+    return _rounded_size(size, _DECIMAL_UNITS)
+
+
+def format_size_like(size: int, other: int) -> str:
+    """Return ``size`` bytes to three digits, in the kind of units that ``other`` has.
+
+    Those are MiB where that is how ``format_size`` has ``other``, else MB.
+    """
+    binary = format_size(other).endswith("iB")
+    return _rounded_size(size, _BINARY_UNITS if binary else _DECIMAL_UNITS)
+
+
+def _rounded_size(size: int, units: tuple[tuple[int, str], ...]) -> str:
+    for unit, name in units:
         if size >= unit:
             return (
                 f"{size / unit:.3g}{name}"

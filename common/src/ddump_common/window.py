@@ -5,9 +5,10 @@
     Ddump-Window: covered="2026-11-22T14:03:00Z/2026-11-22T14:08:00Z",
         gaps=("2026-11-22T14:04:10.5Z/2026-11-22T14:04:12Z"), omitted=3
 
-``covered`` is the first and the last moment of the window that the ring has; ``gaps``
-are all parts of the window that it has not, before and after as well; ``omitted`` says
-how many gaps there are besides, for a header is no place for thousands.
+``covered`` is the first and the last moment of the window that the ring covers; ``gaps``
+are all parts of the window that it does not, before and after as well; ``omitted`` says
+how many gaps there are besides, for a header is no place for thousands. What is covered
+is all there; of a gap packets may be there, and others may be missing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _MEMBER = re.compile(rf"({_KEY})(?:=(?:{_INNER_LIST}|({_ITEM}))|{_PARAMETERS})")
 _ITEMS = re.compile(_ITEM)
 _COMMA = re.compile(r"[ \t]*,[ \t]*")
 _INTERVAL = re.compile(r'"([0-9TZ:./-]{1,80})"')
-_NUMBER = re.compile(r"[0-9]{1,15}")
+_NUMBER = re.compile(r"([0-9]{1,15})(?:;.*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -112,14 +113,20 @@ def gaps(window: Interval, covered: Iterable[Interval]) -> tuple[Interval, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowReport:
-    """What of a window a ring has: the value of ``Ddump-Window``.
+    """What of a window a ring covers: the value of ``Ddump-Window``.
 
-    ``covered`` is ``None`` when it has nothing of it.
+    ``covered`` is ``None`` when that is nothing. ``omitted`` counts the gaps that are
+    not named.
     """
 
     covered: Interval | None
     gaps: tuple[Interval, ...] = ()
     omitted: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the window is covered."""
+        return not self.gaps and not self.omitted
 
     @classmethod
     def of(cls, window: Interval, coverage: Iterable[Interval]) -> WindowReport:
@@ -166,13 +173,13 @@ class WindowReport:
         if "gaps" not in members:
             raise UsageError("a header that names no gaps")
         covered, omitted = members.get("covered"), members.get("omitted", "0")
-        number = _NUMBER.match(omitted)
+        number = _NUMBER.fullmatch(omitted)
         if number is None:
             raise UsageError(f"{omitted!r} is no number of gaps")
         return cls(
             covered=None if covered is None else _interval(covered),
             gaps=tuple(map(_interval, _ITEMS.findall(members["gaps"]))),
-            omitted=int(number[0]),
+            omitted=int(number[1]),
         )
 
 
