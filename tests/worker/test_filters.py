@@ -167,6 +167,110 @@ async def test_one_after_the_other_when_all_are_taken():
     assert [task.result() for task in both] == [program("udp"), program("tcp")]
 
 
+async def test_many_that_ask_for_the_same_share_a_helper(monkeypatch):
+    started = counted(monkeypatch)
+    compiler = FilterCompiler(concurrency=1, share=1)
+    async with asyncio.TaskGroup() as tasks:
+        asked = [
+            tasks.create_task(
+                compiler.compile("udp", client=str(number % 3), **OPTIONS)
+            )
+            for number in range(60)
+        ]
+    assert {task.result() for task in asked} == {program("udp")}
+    assert len(started) == 1
+    # And so do those who come a little later.
+    assert await compiler.compile("udp", **OPTIONS) == program("udp")
+    assert len(started) == 1
+
+
+async def test_only_the_same_is_shared(monkeypatch):
+    started = counted(monkeypatch)
+    compiler = FilterCompiler()
+    other_snaplen = OPTIONS | {"snaplen": 50}
+    codes = [
+        await compiler.compile("udp", **OPTIONS),
+        await compiler.compile("udp", **other_snaplen),
+        await compiler.compile("udp", exclusions=["ip"], **OPTIONS),
+        await compiler.compile("udp", **OPTIONS, stored=True),
+        await compiler.compile("udp", link_type=LinkType.LINUX_SLL2, snaplen=100),
+    ]
+    assert len(set(codes)) == len(started) == 5
+
+
+async def test_a_refusal_is_for_all_who_wait_and_for_nobody_after_them(monkeypatch):
+    started = counted(monkeypatch)
+    compiler = FilterCompiler()
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(refusal("foo bar", compiler)) for _ in range(5)]
+    assert all(isinstance(task.result(), FilterError) for task in asked)
+    assert len(started) == 1
+    await refusal("foo bar", compiler)
+    assert len(started) == 2
+
+
+async def test_one_that_goes_leaves_the_helper_to_the_others():
+    compiler = FilterCompiler(concurrency=1)
+    async with asyncio.TaskGroup() as tasks:
+        first, second, third = (
+            tasks.create_task(compiler.compile("udp", **OPTIONS)) for _ in range(3)
+        )
+        await wait_until(children)
+        (helper,) = children()
+        first.cancel()
+        third.cancel()
+        await wait_until(lambda: first.done() and third.done())
+        assert children() <= {helper}
+    assert second.result() == program("udp")
+
+
+async def test_the_place_is_taken_until_the_last_of_them_goes(monkeypatch):
+    command = filters._COMMAND
+    monkeypatch.setattr(filters, "_COMMAND", ("-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(filters, "QUEUE_SECONDS", 0.2)
+    compiler = FilterCompiler(share=1)
+    async with asyncio.TaskGroup() as tasks:
+        first, second = (
+            tasks.create_task(compiler.compile("udp", client=each, **OPTIONS))
+            for each in "ab"
+        )
+        await wait_until(children)
+        first.cancel()
+        await wait_until(first.done)
+        with pytest.raises(BusyError):
+            await compiler.compile("tcp", client="a", **OPTIONS)
+        monkeypatch.setattr(filters, "_COMMAND", command)
+        assert await compiler.compile("tcp", client="b", **OPTIONS) == program("tcp")
+        second.cancel()
+    assert not children()
+    assert await compiler.compile("tcp", client="a", **OPTIONS) == program("tcp")
+    assert list(compiler._shares) == []
+
+
+async def test_what_was_made_while_it_waited_for_a_place_is_taken(monkeypatch):
+    started = counted(monkeypatch)
+    compiler = FilterCompiler(share=1)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(compiler.compile("tcp", client="a", **OPTIONS))
+        waiting = tasks.create_task(compiler.compile("udp", client="a", **OPTIONS))
+        tasks.create_task(compiler.compile("udp", client="b", **OPTIONS))
+    assert waiting.result() == program("udp")
+    assert len(started) == 2
+
+
+def counted(monkeypatch) -> list[tuple]:
+    """Return a list of the helpers that are started from now on."""
+    started = []
+    start = asyncio.create_subprocess_exec
+
+    async def count(*words, **options):
+        started.append(words)
+        return await start(*words, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", count)
+    return started
+
+
 async def test_who_waits_too_long_is_told_that_others_are_busy(monkeypatch):
     monkeypatch.setattr(filters, "_COMMAND", ("-c", "import time; time.sleep(60)"))
     compiler = FilterCompiler(concurrency=1)
@@ -187,8 +291,8 @@ async def test_a_client_s_slow_filters_keep_nobody_else_waiting(monkeypatch):
     compiler = FilterCompiler(concurrency=4, share=2)
     async with asyncio.TaskGroup() as tasks:
         slow = [
-            tasks.create_task(compiler.compile("udp", client="a", **OPTIONS))
-            for _ in range(2)
+            tasks.create_task(compiler.compile(expression, client="a", **OPTIONS))
+            for expression in ("udp", "icmp")
         ]
         await wait_until(lambda: len(children()) == 2)
         monkeypatch.setattr(filters, "_COMMAND", command)

@@ -15,11 +15,14 @@ from ddump_common.errors import CaptureError, FilterError
 from ddump_common.text import printable
 
 from .compiler import COMPILED, EXCLUSIONS_REFUSED, SEPARATOR, STORED, WALL_SECONDS
+from .programs import Programs, Source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from ddump_common.pcap import LinkType
+
+    from .programs import Making
 
 __all__ = ["SHARE", "BusyError", "FilterCompiler"]
 
@@ -55,7 +58,8 @@ class FilterCompiler:
 
     What waits for a resolver costs no processor time: that many wait at once is
     harmless, that they keep others waiting is not. Requests without a filter of their
-    own need little, and have places of their own.
+    own need little, and have places of their own. Who asks for what is being compiled
+    already, or was lately, needs no place.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class FilterCompiler:
     ) -> None:
         self._places = asyncio.Semaphore(concurrency)
         self._plain = asyncio.Semaphore(plain)
+        self._programs = Programs()
         self._share = share
         # Those of clients that have nothing compiled are forgotten.
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = (
@@ -83,7 +88,8 @@ class FilterCompiler:
 
         It accepts what matches ``expression`` (an empty one matches all) and each of
         ``exclusions``. ``client`` is whose share this takes. Within ``WALL_SECONDS``
-        it has ended. Cancelling leaves no process behind.
+        it has ended. Cancelling leaves a process behind only for others who wait for
+        the same program.
 
         Raises:
             FilterError: there is none, with libpcap's words.
@@ -92,39 +98,55 @@ class FilterCompiler:
 
         """
         text = expression.encode() + SEPARATOR + _joined(exclusions).encode()
+        source = Source(text, link_type, snaplen, stored)
         deadline = asyncio.get_running_loop().time() + WALL_SECONDS
-        async with (
-            self._place(expression, client),
-            _helper(link_type, snaplen, stored=stored) as process,
-        ):
-            try:
-                async with asyncio.timeout_at(deadline):
-                    answer, complaint = await process.communicate(text)
-            except TimeoutError as exc:
-                raise _too_slow(expression) from exc
-        if answer.startswith(COMPILED):
-            return answer[len(COMPILED) :]
-        if process.returncode in (-signal.SIGXCPU, -signal.SIGALRM):
-            raise _too_slow(expression)
-        if process.returncode == 0:
-            raise _refusal(answer)
-        words = printable(complaint.decode(errors="replace").strip()[-300:])
-        raise CaptureError(
-            f"compiling the filter failed (status {process.returncode}): {words}"
-        )
+        found = self._found(source)
+        if found is None:
+            with await self._place(expression, client) as places:
+                # It may have been made while this waited.
+                found = self._found(source) or self._programs.make(
+                    source, _compile(expression, source), on_end=places.pop_all().close
+                )
+        if isinstance(found, bytes):
+            return found
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await found.wait()
+        except TimeoutError as exc:
+            raise _too_slow(expression) from exc
 
-    @contextlib.asynccontextmanager
-    async def _place(self, expression: str, client: str) -> AsyncIterator[None]:
+    def _found(self, source: Source) -> bytes | Making | None:
+        return self._programs.kept(source) or self._programs.under_way(source)
+
+    async def _place(self, expression: str, client: str) -> contextlib.ExitStack:
+        """Return a place to compile in, which closing it gives back."""
         share = self._shares.setdefault(client, asyncio.Semaphore(self._share))
         needed = (share, self._places) if expression.strip() else (self._plain,)
-        async with contextlib.AsyncExitStack() as places:
+        with contextlib.ExitStack() as places:
             try:
                 async with asyncio.timeout(QUEUE_SECONDS):
                     for place in needed:
-                        await places.enter_async_context(place)
+                        await place.acquire()
+                        places.callback(place.release)
             except TimeoutError as exc:
                 raise BusyError("too many filters are being compiled") from exc
-            yield
+            return places.pop_all()
+
+
+async def _compile(expression: str, source: Source) -> bytes:
+    """Return what a helper makes of ``source``. Cancelling leaves no process behind."""
+    async with _helper(source) as process:
+        answer, complaint = await process.communicate(source.text)
+    if answer.startswith(COMPILED):
+        return answer[len(COMPILED) :]
+    if process.returncode in (-signal.SIGXCPU, -signal.SIGALRM):
+        raise _too_slow(expression)
+    if process.returncode == 0:
+        raise _refusal(answer)
+    words = printable(complaint.decode(errors="replace").strip()[-300:])
+    raise CaptureError(
+        f"compiling the filter failed (status {process.returncode}): {words}"
+    )
 
 
 def _too_slow(expression: str) -> CaptureError:
@@ -146,16 +168,14 @@ def _joined(exclusions: Sequence[str]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _helper(
-    link_type: LinkType, snaplen: int, *, stored: bool
-) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _helper(source: Source) -> AsyncIterator[asyncio.subprocess.Process]:
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *_COMMAND,
-            str(int(link_type)),
-            str(snaplen),
-            *((STORED,) if stored else ()),
+            str(int(source.link_type)),
+            str(source.snaplen),
+            *((STORED,) if source.stored else ()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
