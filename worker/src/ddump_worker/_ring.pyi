@@ -1,7 +1,13 @@
 from collections.abc import Callable
 from typing import Self, final
 
+from ddump_common.errors import CaptureError
+
 HEADER_BYTES: int
+
+class UnreadableError(CaptureError):
+    part: int
+    def __init__(self, message: str, *, part: int) -> None: ...
 
 def preallocate(fd: int, size: int) -> None: ...
 

@@ -92,11 +92,22 @@ cdef uint64_t NO_LIMIT = 0xFFFFFFFFFFFFFFFFULL
 cdef int64_t MAX_SEGMENT = <int64_t>1 << PLACE_BITS
 
 cdef dict _FAULTS = {
-    TOO_SHORT: "it ends there",
+    TOO_SHORT: "the file ends there",
     NO_RECORD: "no whole record is there",
     OTHER_TIME: "a record of another time is there",
     OTHER_COUNT: "a block of another number of records begins there",
 }
+
+
+class UnreadableError(CaptureError):
+    """A segment's file cannot be read, or is not what was indexed.
+
+    ``part`` is the segment's number in the window, -1 of one that is followed.
+    """
+
+    def __init__(self, message: str, *, part: int) -> None:
+        super().__init__(message)
+        self.part = part
 
 
 cdef uint32_t cooked_size(int link_type) except 0:
@@ -392,8 +403,7 @@ cdef class Cutter:
             max_bytes: 1 at least.
 
         Raises:
-            OSError: of a read.
-            CaptureError: a file is not what was indexed; it names the part and where.
+            UnreadableError: a file fails, or is not what was indexed; it has the part.
             what ``descriptor_of`` raises.
 
         After an error nothing is lost: the same call can be made again, with -1 for the
@@ -422,7 +432,7 @@ cdef class Cutter:
                 if fault != NOT_OPEN:
                     break
                 files[part] = max(<int>descriptor_of(part), GONE)
-            data = self._taken(fault, f"part {part} of the window")
+            data = self._taken(fault, <int64_t>part)
             self._position_ns = self._window.position_ns
             return data
         finally:
@@ -449,8 +459,7 @@ cdef class Cutter:
             The records, and the offset after what was looked at.
 
         Raises:
-            OSError: of a read.
-            CaptureError: the file is not what was indexed; it says where.
+            UnreadableError: the file fails, or is not what was indexed.
 
         """
         cdef Fault fault
@@ -479,12 +488,12 @@ cdef class Cutter:
                 fault = follow_blocks(
                     &self._window, &self._output, fd, entries, count, &offset, max_bytes
                 )
-            return self._taken(fault, "the segment"), offset
+            return self._taken(fault, -1), offset
         finally:
             self._busy = False
             PyMem_RawFree(entries)
 
-    cdef object _taken(self, Fault fault, str where):
+    cdef object _taken(self, Fault fault, int64_t part):
         """Return what the output has; raise only when it has nothing."""
         cdef bytes data
         cdef uint64_t offset = self._window.fault_place & <uint64_t>(MAX_SEGMENT - 1)
@@ -497,10 +506,10 @@ cdef class Cutter:
         if fault == NO_MEMORY:
             raise MemoryError
         if fault == NOT_READ:
-            raise os_error(self._window.error, f"{where} at byte {offset}")
-        raise CaptureError(
-            f"{where} is not what was indexed, at byte {offset}: {_FAULTS[<int>fault]}",
-            hint="something else writes to the ring's files",
+            words = os.strerror(self._window.error)
+            raise UnreadableError(f"{words}, at byte {offset}", part=part)
+        raise UnreadableError(
+            f"not what was indexed, at byte {offset}: {_FAULTS[<int>fault]}", part=part
         )
 
     def needs(self, size_t part) -> bool:
