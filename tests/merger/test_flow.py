@@ -381,18 +381,26 @@ async def until_received(process):
                 return
 
 
-async def test_a_signal_before_anything_came_leaves_a_valid_capture():
+@pytest.mark.parametrize("before", [None, b"what was captured yesterday"])
+async def test_a_signal_before_anything_came_writes_nothing(tmp_path, before):
+    """Neither to a pipe, nor to a file, which may hold what nobody can capture again."""
+    file = tmp_path / "out.pcap"
+    if before is not None:
+        file.write_bytes(before)
+    output = [] if before is None else ["-w", file]
+
     async def silent(exchange):
         asked.set()
         await exchange.gone()
 
     asked = asyncio.Event()
-    async with serving(silent) as server, started(server.url) as process:
+    async with serving(silent) as server, started(*output, server.url) as process:
         async with asyncio.timeout(10):
             await asked.wait()
         result = await interrupted(process)
-    assert result.code == 0
-    assert result.out == pcap_header()
+    assert result.code == 3
+    assert result.out == b""
+    assert (file.read_bytes() if file.exists() else None) == before
     assert result.err == "127.0.0.1: not captured: it had not answered\n"
 
 

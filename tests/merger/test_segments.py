@@ -59,8 +59,8 @@ def utc(monkeypatch):
 def test_segments():
     assert segment_rows({"web1": SEGMENTS}, now_ns=NOW) == [
         ["target", "segment", "begin", "end", "time", "packets", "bytes", "dropped", "lost"],
-        ["web1", "7", "2023-11-21 14:03:00", "13:53:00", "23h50m", "30", "1KiB", "3", "1"],
-        ["web1", "8", "13:54:10", "growing", "8m49s", "1", "1KiB", "0", "0"],
+        ["web1", "7", "2023-11-21 14:03:00", "13:53:00", "23h50m", "30", "1.02kB", "3", "1"],
+        ["web1", "8", "13:54:10", "growing", "8m49s", "1", "1.02kB", "0", "0"],
     ]  # fmt: skip
 
 
@@ -68,8 +68,8 @@ def test_coverage():
     assert coverage_rows({"web1": SEGMENTS}, now_ns=NOW) == [
         ["target", "begin", "end", "time", "coverage"],
         ["web1", "2023-11-21 14:03:00", "13:53:00", "23h50m", "covered"],
-        ["web1", "13:53:00", "13:54:10", "1m10s", "nothing"],
-        ["web1", "13:54:10", "14:02:59.750", "8m49s", "covered"],
+        ["web1", "13:53:00", "13:54:10", "1m10s", "gap"],
+        ["web1", "13:54:10", "14:02:59", "8m49s", "covered"],
     ]
 
 
@@ -105,6 +105,10 @@ async def test_both_ways_in_this_process(capfd):
         code, out = await shown(*words, capfd=capfd, as_json=True)
     targets = [json.loads(line)["target"] for line in out.splitlines()]
     assert targets == ["web1", "web1", "web1", "db"]
+    async with serving(answer("200 OK", msgspec.json.encode(bare))) as none:
+        code, out = await shown(f"db={none.url}", capfd=capfd)
+    assert code is ExitCode.OK  # it answered
+    assert out == "db: it keeps no ring: see --ring-dir of ddump-worker\n"
     code, out = await shown(f"http://127.0.0.1:{refusing_port()}", capfd=capfd)
     assert (code, out) == (ExitCode.NO_TARGET, "")
 
@@ -121,13 +125,13 @@ async def test_the_subcommand():
     assert result.code == 0
     out = result.out.decode()
     assert (
-        "web1\t7\t2023-11-21 14:03:00\t2023-11-22 13:53:00\t23h50m\t30\t1KiB\t3\t1\n"
+        "web1\t7\t2023-11-21 14:03:00\t2023-11-22 13:53:00\t23h50m\t30\t1.02kB\t3\t1\n"
         in out
     )
-    assert "web1\t2023-11-22 13:53:00\t2023-11-22 13:54:10\t1m10s\tnothing" in out
+    assert "web1\t2023-11-22 13:53:00\t2023-11-22 13:54:10\t1m10s\tgap" in out
     assert out.endswith(
-        "web1: recording, 2 segments of sll, 2KiB of 2GB, 31 packets, 3 dropped by kernel, "
-        "1 lost, which the disk did not take, 1MiB more held by windows, "
+        "web1: recording, 2 segments of sll, 2.05kB of 2GB, 31 packets, 3 dropped by kernel, "
+        "1 lost, which the disk did not take, 1.05MB more held by windows, "
         "2 of 64 windows open\n"
         "db: it keeps no ring: see --ring-dir of ddump-worker\n"
     )
@@ -141,7 +145,7 @@ async def test_a_quiet_ring(capfd):
     async with serving(answer("200 OK", body)) as server:
         _, out = await shown(f"a={server.url}", capfd=capfd)
     assert out.endswith(
-        "\na: recording, 1 segment of sll, 2KiB of 2GB, 31 packets, 3 dropped by kernel\n"
+        "\na: recording, 1 segment of sll, 2.05kB of 2GB, 31 packets, 3 dropped by kernel\n"
     )
 
 

@@ -23,7 +23,7 @@ from ddump_common.answers import (
 )
 from ddump_common.errors import ExitCode, UsageError
 from ddump_merger.config import TlsFiles
-from ddump_merger.status import ring_lines, show_status, status_lines
+from ddump_merger.status import ring_lines, ring_notes, show_status, status_lines
 from ddump_merger.target import parse_target
 from support.certificates import Authority
 from support.commands import COMMAND, environment, run
@@ -80,24 +80,39 @@ def test_the_table():
 def test_rings():
     other = msgspec.structs.replace(STATUS, ring=RING)
     assert ring_lines({"web1": STATUS, "b": other}, now_ns=NOW) == [
-        ["target", "ring", "size", "dropped", "lost", "covered"],
-        ["b", "recording", "710MB/2GB", "3", "0", "14:01:50 to 14:03:00 (1m10s)"],
+        ["target", "ring", "size", "dropped", "lost", "begin", "end", "time", "gaps"],
+        ["b", "recording", "710MB/2GB", "3", "0", "14:01:50", "14:03:00", "1m10s", "0"],
     ]
 
 
+def test_a_ring_that_covers_nothing():
+    ring = msgspec.structs.replace(RING, coverage=[])
+    status = msgspec.structs.replace(STATUS, ring=ring)
+    assert ring_lines({"b": status}, now_ns=NOW)[1][5:] == ["-"] * 4
+
+
 @pytest.mark.parametrize(
-    ("fields", "cells"),
+    ("fields", "cells", "notes"),
     [
-        ({"adopting": True}, ["recording, adopting", "710MB/2GB"]),
-        ({"shortened": "the disk is full"},
-         ["recording, shortened: the disk is full", "710MB/2GB"]),
-        ({"bytes": -1, "limit_bytes": 10**400}, ["recording", "?/?"]),
+        ({}, ["recording", "710MB/2GB"], []),
+        ({"adopting": True}, ["recording", "710MB/2GB"],
+         ["a: adopting what an earlier run recorded"]),
+        ({"shortened": "the disk is full", "adopting": True}, ["recording", "710MB/2GB"],
+         ["a: adopting what an earlier run recorded, shortened: the disk is full"]),
+        ({"state": "cannot write: " + "x" * 200}, ["not recording", "710MB/2GB"],
+         ["a: cannot write: " + "x" * 200]),
+        ({"bytes": -1}, ["recording", "?/?"], []),
+        ({"limit_bytes": 10**400}, ["recording", "?/?"], []),
+        ({"bytes": 10223 << 10, "limit_bytes": 40_000_000}, ["recording", "10.5MB/40MB"], []),
+        ({"bytes": 10_500_000, "limit_bytes": 1 << 30}, ["recording", "10MiB/1GiB"], []),
     ],
 )  # fmt: skip
-def test_what_hinders_a_ring(fields, cells):
+def test_what_hinders_a_ring(fields, cells, notes):
     ring = msgspec.structs.replace(RING, **fields)
     status = msgspec.structs.replace(STATUS, ring=ring)
-    assert ring_lines({"a": status}, now_ns=NOW)[1][1:3] == cells
+    answers = {"a": status, "none": STATUS}
+    assert ring_lines(answers, now_ns=NOW)[1][1:3] == cells
+    assert list(ring_notes(answers)) == notes
 
 
 @pytest.mark.parametrize("words", [[], ["a.pcap"], ["http://a", "-"]])
@@ -218,13 +233,51 @@ async def test_the_subcommand():
 
 
 async def test_rings_are_told_below(capfd):
-    body = msgspec.json.encode(msgspec.structs.replace(STATUS, ring=RING))
+    ring = msgspec.structs.replace(RING, adopting=True)
+    body = msgspec.json.encode(msgspec.structs.replace(STATUS, ring=ring))
     async with serving(answer("200 OK", body)) as server:
         code, out = await shown(f"web1={server.url}", capfd=capfd)
     assert code is ExitCode.OK
     assert out.splitlines()[4].startswith(
-        "web1\trecording\t710MB/2GB\t3\t0\t2023-11-22 14:01:50 to "
+        "web1\trecording\t710MB/2GB\t3\t0\t2023-11-22 14:01:50\t2023-11-22 14:03:00\t"
     )
+    assert out.endswith("\nweb1: adopting what an earlier run recorded\n")
+
+
+@pytest.mark.parametrize("width", [80, 40])
+async def test_nothing_is_cut_on_a_narrow_terminal(width, monkeypatch, capsys):
+    coverage = [
+        IntervalInfo(begin_ns=NOW - ago * 3600 * 10**9, end_ns=NOW - (ago - 1) * 3600 * 10**9)
+        for ago in (30, 20, 5)
+    ]  # fmt: skip
+    ring = msgspec.structs.replace(
+        RING, coverage=coverage, shortened="the disk is full"
+    )
+    body = msgspec.json.encode(msgspec.structs.replace(STATUS, ring=ring))
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    names = ["10.88.123.201", "10.88.123.202", "web-frontend-17"]
+    async with serving(answer("200 OK", body)) as server:
+        code = await asyncio.to_thread(
+            show_status, [parse_target(f"{name}={server.url}") for name in names],
+            tls=TlsFiles(), connect_timeout_ns=2_000_000_000, as_json=False,
+        )  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert code is ExitCode.OK
+    notes = [f"{name}: shortened: the disk is full" for name in names]
+    assert lines[-3:] == notes
+    assert max(map(len, lines[:-3])) <= width
+    table = "\n".join(lines[lines.index("") :])
+    for name in names:
+        assert f"\n{name} " in table
+    for cell in (
+        "recording",
+        "2023-11-21 08:03:00",
+        "2023-11-22 10:03:00",
+        "1d2h",
+        "gaps",
+    ):
+        assert cell in table
 
 
 @pytest.mark.process

@@ -14,7 +14,7 @@ import pytest
 
 from ddump_common.errors import BrokenStreamError, RefusedError, UnreachableError
 from ddump_merger.credentials import Keyring
-from ddump_merger.stream import HttpSource, _explain, fetch, open_session
+from ddump_merger.stream import HttpSource, _explain, _told_parser, fetch, open_session
 from ddump_merger.target import parse_target
 from support.certificates import Authority
 from support.servers import answer, capture, refusing_port, serving, tls
@@ -325,6 +325,26 @@ async def test_what_is_no_http():
 
     error = await refused(script, UnreachableError)
     assert str(error).startswith("the answer is not HTTP: ")
+
+
+async def test_a_line_that_is_too_long():
+    script = answer("200 OK", ddump_window="gaps=()," + "x" * 9000)
+    assert str(await refused(script, UnreachableError)) == (
+        "the answer is not HTTP: a line of its header has more than 8190 bytes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("Invalid HTTP header: b'a: \\x00'", "Invalid HTTP header"),
+        ("Bad status line \"b'SSH'\"", "Bad status line"),
+        ("Bad status line 'SSH'", "Bad status line 'SSH'"),
+        ("Expected HTTP/:\n\n  b'SSH'\n  ^", "Expected HTTP/"),
+    ],
+)
+def test_what_a_parser_says_has_no_bytes_of_python(message, told):
+    assert _told_parser(message) == told
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

@@ -26,23 +26,24 @@ def lane(index, word, *, error=None, has_header=True):
 
 
 @pytest.mark.parametrize(
-    ("lanes", "interrupted", "expected"),
+    ("lanes", "expected"),
     [
-        ([(None, True)], False, ExitCode.OK),
-        ([(None, False)], True, ExitCode.OK),
-        ([("x", True), (None, True)], False, ExitCode.INCOMPLETE),
-        ([("x", False), (None, True)], False, ExitCode.INCOMPLETE),
-        ([("x", True)], False, ExitCode.INCOMPLETE),
-        ([("x", False), ("y", False)], False, ExitCode.NO_TARGET),
-        ([("x", False), (None, False)], True, ExitCode.INCOMPLETE),
+        ([(None, True)], ExitCode.OK),
+        ([(None, True), (None, False)], ExitCode.OK),
+        ([(None, False)], ExitCode.NO_TARGET),
+        ([("x", True), (None, True)], ExitCode.INCOMPLETE),
+        ([("x", False), (None, True)], ExitCode.INCOMPLETE),
+        ([("x", True)], ExitCode.INCOMPLETE),
+        ([("x", False), ("y", False)], ExitCode.NO_TARGET),
+        ([("x", False), (None, False)], ExitCode.NO_TARGET),
     ],
 )
-def test_the_exit_code(lanes, interrupted, expected):
+def test_the_exit_code(lanes, expected):
     built = [
         lane(n, "a", error=error and UnreachableError(error), has_header=has_header)
         for n, (error, has_header) in enumerate(lanes)
     ]
-    assert exit_code(built, interrupted=interrupted) is expected
+    assert exit_code(built) is expected
 
 
 def test_every_target_has_a_line():
@@ -101,13 +102,14 @@ def test_what_was_cut_is_said():
         (WindowReport(covered=None), 0, ExitCode.OK),
         (WindowReport(covered=None, gaps=(Interval(begin_ns=0, end_ns=1),)), 0,
          ExitCode.INCOMPLETE),
+        (WindowReport(covered=None, omitted=999), 0, ExitCode.INCOMPLETE),
         (None, 1, ExitCode.INCOMPLETE),
     ],
 )  # fmt: skip
 def test_what_a_window_lacks_is_missing(window, skipped, expected):
     one = lane(0, "http://a?last=5m")
     one.window, one.skipped = window, skipped
-    assert exit_code([one, lane(1, "b")], interrupted=False) is expected
+    assert exit_code([one, lane(1, "b")]) is expected
 
 
 def test_a_window_has_counts_of_its_worker():
@@ -125,3 +127,21 @@ def test_a_lane_knows_when_it_has_ended():
     assert (one.name, one.state, one.ended) == ("a.pcap", LaneState.CONNECTING, False)
     one.state = LaneState.ENDED
     assert one.ended
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("connection refused", "connection refused"),
+        ("404: There is no ring: it was not asked for", "404: There is no ring"),
+        ("400: filter: The filter does not compile: x", "400: filter: The filter does not compile"),
+        ("the ring has nothing of the window: 14:00:00 to 14:01:00 (1m)",
+         "the ring has nothing of the window"),
+        ("x" * 61, "x" * 59 + "…"),
+    ],
+)  # fmt: skip
+def test_what_was_said_in_full_is_only_brought_to_mind(message, told):
+    one = lane(
+        0, "http://a", error=UnreachableError(message, hint="do"), has_header=False
+    )
+    assert list(summary_lines([one], Merge(1))) == [f"a: not captured: {told}"]

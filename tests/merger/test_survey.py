@@ -1,45 +1,10 @@
-"""Tables of what came from the network."""
-
 from __future__ import annotations
-
-import io
 
 import pytest
 
 from ddump_common.errors import ExitCode
-from ddump_merger.survey import print_table, survey_code, told_size
+from ddump_merger.survey import survey_code, told_share, told_size
 from ddump_merger.target import parse_target
-
-ROWS = [
-    ["target", "packets", "host"],
-    ["a\x07", "12", "ev\x1b[2Jil" * 40],
-    ["b", "-", ""],
-]
-
-
-def test_cells_are_parted_by_tabs_and_safe(capsys):
-    print_table(ROWS)
-    heading, first, second = capsys.readouterr().out.splitlines()
-    assert heading == "target\tpackets\thost"
-    assert first.startswith("a\\x07\t12\tev\\x1b[2Jilev")
-    assert "…" in first
-    assert second == "b\t-\t"
-
-
-def test_on_a_terminal_numbers_stand_below_each_other(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setattr("sys.stdout", terminal := Terminal())
-    print_table([row[:2] for row in ROWS])
-    assert [line.rstrip() for line in terminal.getvalue().splitlines()] == [
-        "target  packets",
-        "a\\x07        12",
-        "b             -",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -60,3 +25,16 @@ def test_the_exit_code(answers, code):
 )
 def test_sizes(size, told):
     assert told_size(size) == told
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "told"),
+    [
+        (10223 << 10, 40_000_000, "10.5MB of 40MB"),
+        (0, 256 << 20, "0B of 256MiB"),
+        (-1, 1, "? of ?"),
+        (1, 1 << 63, "? of ?"),
+    ],
+)
+def test_a_size_and_its_limit_have_one_kind_of_units(size, limit, told):
+    assert told_share(size, limit, of=" of ") == told

@@ -4,17 +4,16 @@ import time
 
 import pytest
 
-from ddump_common.answers import IntervalInfo
 from ddump_common.api import RingQuery
 from ddump_common.errors import ParameterError
 from ddump_common.units import SECONDS
 from ddump_common.window import Interval, WindowReport
 from ddump_merger.window import (
     parse_window,
-    told_coverage,
     told_duration,
     told_gaps,
     told_interval,
+    told_outside,
     told_time,
 )
 
@@ -40,6 +39,8 @@ def ago(seconds):
     [
         ({"last": "5m"}, {"since_ns": ago(300), "until_ns": NOW}),
         ({"last": "5m", "follow": "1"}, {"since_ns": ago(300), "follow": True}),
+        ({"last": "-5m"}, {"since_ns": ago(300), "until_ns": NOW}),
+        ({"since": "2023-11-22"}, {"since_ns": ago(15 * 3600 + 180)}),
         ({"last": "5m", "follow": "0"}, {"since_ns": ago(300), "until_ns": NOW}),
         ({"last": "1m", "follow": "1", "until": "2023-11-22 15:04"},
          {"since_ns": ago(60), "until_ns": ago(-60), "follow": True}),
@@ -66,6 +67,7 @@ def test_windows(words, expected):
         ({"last": "5m", "until": "-1m"}, "last", "ends now.*give since with until"),
         ({"last": "0"}, "last", "is no time at all"),
         ({"last": "14:03"}, "last", "is not a duration"),
+        ({"since": "14"}, "since", r"seventies \(meant 14m or 14:00\?\)"),
         ({"since": "soon"}, "since", r"is not a time \(for example"),
         ({"until": "24:00"}, "until", "is not a time"),
         ({"since": "-1m", "until": "-2m"}, "until", "is not after since"),
@@ -120,20 +122,6 @@ def test_an_interval():
     )
 
 
-@pytest.mark.parametrize(
-    ("parts", "told"),
-    [
-        ([], "nothing"),
-        ([(180, 60)], "15:00:00 to 15:02:00 (2m)"),
-        ([(180, 60), (50, 40)], "15:00:00 to 15:02:20 (2m20s), 1 gap"),
-        ([(180, 60), (50, 40), (30, 20)], "15:00:00 to 15:02:40 (2m40s), 2 gaps"),
-    ],
-)
-def test_coverage(parts, told):
-    coverage = [IntervalInfo(begin_ns=ago(a), end_ns=ago(b)) for a, b in parts]
-    assert told_coverage(coverage, now_ns=NOW) == told
-
-
 def report(*gaps, omitted=0):
     return WindowReport(
         covered=None,
@@ -146,16 +134,27 @@ def report(*gaps, omitted=0):
     ("told", "expected"),
     [
         (report(), ""),
-        (report((180, 110)), "the ring has nothing from 15:00:00 to 15:01:10 (1m10s)"),
+        (report((180, 110)), "the ring may lack what came from 15:00:00 to 15:01:10 (1m10s)"),
         (report((180, 110), (60, 50)),
-         "the ring has nothing from 15:00:00 to 15:01:10 (1m10s), "
+         "the ring may lack what came from 15:00:00 to 15:01:10 (1m10s), "
          "from 15:02:00 to 15:02:10 (10s)"),
         (report(*[(60 - n * 10, 59 - n * 10) for n in range(5)]),
-         "the ring has nothing from 15:02:00 to 15:02:01 (1s), from 15:02:10 to 15:02:11 (1s), "
-         "from 15:02:20 to 15:02:21 (1s), from 15:02:30 to 15:02:31 (1s), nor in one more gap"),
+         "the ring may lack what came from 15:02:00 to 15:02:01 (1s), from 15:02:10 to 15:02:11 (1s), "
+         "from 15:02:20 to 15:02:21 (1s), from 15:02:30 to 15:02:31 (1s), in one more gap"),
         (report((60, 50), omitted=7),
-         "the ring has nothing from 15:02:00 to 15:02:10 (10s), nor in 7 more gaps"),
+         "the ring may lack what came from 15:02:00 to 15:02:10 (10s), in 7 more gaps"),
+        (report(omitted=999), "the ring may lack what came in 999 gaps"),
+        (report(omitted=1), "the ring may lack what came in one gap"),
     ],
 )  # fmt: skip
 def test_gaps(told, expected):
     assert told_gaps(told, now_ns=NOW) == expected
+
+
+def test_a_window_that_is_outside():
+    words = "the ring has nothing of the window"
+    assert told_outside(report(), now_ns=NOW) == words
+    assert (
+        told_outside(report((180, 110)), now_ns=NOW)
+        == f"{words}: 15:00:00 to 15:01:10 (1m10s)"
+    )

@@ -160,7 +160,7 @@ async def test_gaps_are_said_and_make_it_incomplete(quiet):
     assert parse_pcap(result.out) == RECORDS
     said = result.err.splitlines()
     assert said[0] == (
-        "ddump: web1: the ring has nothing "
+        "ddump: web1: the ring may lack what came "
         "from 2023-11-22 15:04:10 to 2023-11-22 15:05:20 (1m10s)"
     )
     assert len(said) == (1 if quiet else 4)
@@ -230,6 +230,45 @@ async def test_refusals_are_as_the_worker_words_them(answered, problem, said):
         assert f"ddump: web1: {said}\n" in result.err
         assert parse_pcap(result.out) == RECORDS
         assert (await run("--last", "5m", bad)).code == 3
+
+
+async def test_a_window_outside_is_told_in_the_time_of_whoever_asks():
+    problem = Problem(
+        title="The window is outside the ring", status=416,
+        detail="the ring has nothing of this window; it covers 2026-11-23T20:00:00Z to …",
+    )  # fmt: skip
+    refusing = answer(
+        "416 Range Not Satisfiable", msgspec.json.encode(problem),
+        content_type="application/problem+json", ddump_window=GAP.partition(", ")[2],
+    )  # fmt: skip
+    async with served(refusing) as (url,):
+        result = await run(
+            "--last", "5m", f"web1={url}", env=environment(TZ="Europe/Berlin")
+        )
+    assert result.code == 3
+    assert result.err.splitlines() == [
+        "ddump: web1: the ring has nothing of the window: 2023-11-22 15:04:10 to "
+        f"2023-11-22 15:05:20 (1m10s) (ddump segments {url}/ shows what it has)",
+        "web1: not captured: the ring has nothing of the window",
+    ]
+
+
+async def test_a_window_outside_with_a_header_that_says_otherwise():
+    script = answer(
+        "416 Range Not Satisfiable",
+        ddump_window='covered="2023-11-22T14:03:00Z/2023-11-22T14:08:00Z", gaps=()',
+    )
+    async with served(script) as (url,):
+        result = await run("--last", "5m", f"a={url}")
+    assert "ddump: a: 416 " in result.err
+
+
+async def test_gaps_that_are_only_counted_are_missing():
+    ring = Ring(records_of(*RECORDS), None, header="gaps=(), omitted=999")
+    async with served(ring) as (url,):
+        result = await run("--last", "5m", f"a={url}")
+    assert result.code == 4
+    assert "ddump: a: the ring may lack what came in 999 gaps\n" in result.err
 
 
 # --- Order ---

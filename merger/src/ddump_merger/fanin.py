@@ -330,8 +330,8 @@ class Fanin:
             self._decide_link_type()
         if self._link_type is None:
             return False
-        # One who interrupts before the first packet still gets a valid capture.
-        if not (self._stopping or any(lane.has_header for lane in self._lanes)):
+        # Before any target was opened, what was in the output is not to be lost.
+        if not any(lane.has_header for lane in self._lanes):
             return False
         self._sink.put(self._header.serialize(self._link_type))
         self._header_written = True

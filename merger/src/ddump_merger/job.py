@@ -128,7 +128,7 @@ async def _run(
     if not config.quiet:
         for line in summary_lines(lanes, merge):
             say(line)
-    return exit_code(lanes, interrupted=fanin.interrupted)
+    return exit_code(lanes)
 
 
 async def _no_account(_: Lane) -> None:

@@ -35,7 +35,7 @@ class Lane:
     that is followed becomes it when it has caught up; ``ahead`` is whether it is then
     left unread, for it holds much that others hold back. ``heard`` is when bytes last
     came, by the event loop's clock. ``error`` is why it is missing or was cut short.
-    ``window`` is what of its window the ring has, ``dropped`` how many of its packets
+    ``window`` is what of its window the ring covers, ``dropped`` how many of its packets
     were lost on the worker's host, and ``skipped`` how many were recorded there and
     overwritten before they were read, when that is known. ``wanted`` is set while the
     merge waits for the next bytes of a file or a window.
@@ -73,5 +73,5 @@ class Lane:
     @property
     def incomplete(self) -> bool:
         """Whether something that was asked for is missing."""
-        gaps = self.window is not None and bool(self.window.gaps)
+        gaps = self.window is not None and not self.window.complete
         return self.error is not None or gaps or self.skipped > 0

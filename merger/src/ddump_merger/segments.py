@@ -1,4 +1,4 @@
-"""``ddump segments``: what every worker's ring holds, and when it recorded nothing."""
+"""``ddump segments``: what every worker's ring holds, and of what it may lack packets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import msgspec
 from ddump_common.text import printable
 
 from .account import fetch_segments
-from .status import told_state
-from .survey import print_json, print_table, survey, survey_code, told_size
-from .window import told_duration, told_second, told_time
+from .status import told_notes
+from .survey import print_json, survey, survey_code, told_share, told_size
+from .table import print_table
+from .window import told_duration, told_second
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -64,9 +65,12 @@ def _print_json(answers: Mapping[str, Segments]) -> None:
 
 
 def _print_tables(answers: Mapping[str, Segments], *, now_ns: int) -> None:
-    print_table(segment_rows(answers, now_ns=now_ns))
-    click.echo()
-    print_table(coverage_rows(answers, now_ns=now_ns))
+    segments = segment_rows(answers, now_ns=now_ns)
+    coverage = coverage_rows(answers, now_ns=now_ns)
+    for rows in (segments, coverage):
+        if len(rows) > 1:
+            print_table(rows)
+            click.echo()
     for name, answer in answers.items():
         if answer.ring is None:
             told = "it keeps no ring: see --ring-dir of ddump-worker"
@@ -104,15 +108,15 @@ def _segment_row(target: str, segment: SegmentInfo, now_ns: int) -> list[str]:
 
 
 def coverage_rows(answers: Mapping[str, Segments], *, now_ns: int) -> list[list[str]]:
-    """Return a row of headings, then when each ring recorded, and when it did not."""
+    """Return a row of headings, then what each ring covers, and the gaps between."""
     rows = [["target", "begin", "end", "time", "coverage"]]
     for name, answer in answers.items():
         for begin_ns, end_ns, what in _stretches(answer.ring):
             rows.append(
                 [
                     name,
-                    told_time(begin_ns, now_ns=now_ns),
-                    told_time(end_ns, now_ns=now_ns),
+                    told_second(begin_ns, now_ns=now_ns),
+                    told_second(end_ns, now_ns=now_ns),
                     told_duration(end_ns - begin_ns),
                     what,
                 ]
@@ -124,16 +128,16 @@ def _stretches(ring: RingInfo | None) -> Iterator[tuple[int, int, str]]:
     end_ns = None
     for each in [] if ring is None else ring.coverage:
         if end_ns is not None:
-            yield end_ns, each.begin_ns, "nothing"
+            yield end_ns, each.begin_ns, "gap"
         yield each.begin_ns, each.end_ns, "covered"
         end_ns = each.end_ns
 
 
 def _told_ring(ring: RingInfo) -> str:
     parts = [
-        told_state(ring),
+        *(told_notes(ring) or ["recording"]),
         f"{ring.segments} {'segment' if ring.segments == 1 else 'segments'} of {ring.link}",
-        f"{told_size(ring.bytes)} of {told_size(ring.limit_bytes)}",
+        told_share(ring.bytes, ring.limit_bytes, of=" of "),
         f"{ring.packets} packets",
         f"{ring.dropped} dropped by kernel",
     ]

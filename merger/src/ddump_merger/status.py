@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddump_common.text import printable
+
 from .account import fetch_status
-from .survey import print_json, print_table, survey, survey_code, told_size
-from .window import told_coverage
+from .survey import print_json, survey, survey_code, told_share
+from .table import print_table
+from .window import told_duration, told_second
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import aiohttp
 
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
     from .config import TlsFiles
     from .target import HttpTarget, Target
 
-__all__ = ["ring_lines", "show_status", "status_lines", "told_state"]
+__all__ = ["ring_lines", "ring_notes", "show_status", "status_lines", "told_notes"]
+
+_RECORDING = "recording"
 
 
 def show_status(
@@ -48,6 +53,8 @@ def show_status(
         if len(rings) > 1:
             click.echo()
             print_table(rings)
+            for note in ring_notes(answers):
+                click.echo(printable(note))
     return survey_code(targets, answers)
 
 
@@ -65,36 +72,61 @@ def status_lines(answers: Mapping[str, Status]) -> list[list[str]]:
                 f"{len(status.streams)}/{status.max_streams}",
                 str(status.totals.packets),
                 str(status.totals.dropped),
-                f"{told_size(memory.used_bytes)}/{told_size(memory.limit_bytes)}",
+                told_share(memory.used_bytes, memory.limit_bytes, of="/"),
             ]
         )
     return rows
 
 
 def ring_lines(answers: Mapping[str, Status], *, now_ns: int) -> list[list[str]]:
-    """Return a row of headings, then one for each worker that keeps a ring."""
-    rows = [["target", "ring", "size", "dropped", "lost", "covered"]]
+    """Return a row of headings, then one for each worker that keeps a ring.
+
+    What it covers has a beginning, an end, the time between, and gaps in it.
+    """
+    covered = ["begin", "end", "time", "gaps"]
+    rows = [["target", "ring", "size", "dropped", "lost", *covered]]
     for name, status in answers.items():
         ring = status.ring
         if ring is not None:
             rows.append(
                 [
                     name,
-                    told_state(ring),
-                    f"{told_size(ring.bytes)}/{told_size(ring.limit_bytes)}",
+                    # Why it does not is too long for a column.
+                    ring.state if ring.state == _RECORDING else "not recording",
+                    told_share(ring.bytes, ring.limit_bytes, of="/"),
                     str(ring.dropped),
                     str(ring.lost),
-                    told_coverage(ring.coverage, now_ns=now_ns),
+                    *_covered(ring, now_ns),
                 ]
             )
     return rows
 
 
-def told_state(ring: RingInfo) -> str:
-    """Return what a ring does, and what hinders it."""
-    parts = [ring.state]
+def _covered(ring: RingInfo, now_ns: int) -> list[str]:
+    if not ring.coverage:
+        return ["-", "-", "-", "-"]
+    begin_ns, end_ns = ring.coverage[0].begin_ns, ring.coverage[-1].end_ns
+    return [
+        told_second(begin_ns, now_ns=now_ns),
+        told_second(end_ns, now_ns=now_ns),
+        told_duration(end_ns - begin_ns),
+        str(len(ring.coverage) - 1),
+    ]
+
+
+def ring_notes(answers: Mapping[str, Status]) -> Iterator[str]:
+    """Yield a line for each worker whose ring something hinders: what it is."""
+    for name, status in answers.items():
+        notes = [] if status.ring is None else told_notes(status.ring)
+        if notes:
+            yield f"{name}: {', '.join(notes)}"
+
+
+def told_notes(ring: RingInfo) -> list[str]:
+    """Return what hinders a ring."""
+    notes = [] if ring.state == _RECORDING else [ring.state]
     if ring.adopting:
-        parts.append("adopting")
+        notes.append("adopting what an earlier run recorded")
     if ring.shortened:
-        parts.append(f"shortened: {ring.shortened}")
-    return ", ".join(parts)
+        notes.append(f"shortened: {ring.shortened}")
+    return notes

@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import ssl
+import time
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ from ddump_common.window import WindowReport
 
 from . import __version__
 from .resolver import Resolver
+from .window import told_outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +69,10 @@ _MAX_ERROR_BYTES = 64 * 1024
 # worker's buffers take the rest. See "Backpressure" in README.rst for the measurement.
 _READ_BUFFER_BYTES = 256 * 1024
 
+
+# What aiohttp's parsers say, with Python's way to write what they read.
+_TOO_LONG = re.compile(r"Got more than ([0-9]+) bytes")
+_QUOTED_BYTES = re.compile(r"""['"]?\bb['"].*""", re.DOTALL)
 
 # A silent stream is asked after 10 s whether it lives, and is given up after 40.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
@@ -201,8 +207,7 @@ def _stream_number(response: aiohttp.ClientResponse) -> int | None:
 def _window_report(
     response: aiohttp.ClientResponse, target: HttpTarget
 ) -> WindowReport | None:
-    # RFC 9651, 4.2: several lines are one field.
-    value = ", ".join(response.headers.getall(WINDOW_HEADER, []))
+    value = _window_header(response)
     if not value:
         return None
     try:
@@ -215,6 +220,11 @@ def _window_report(
             exc,
         )
         return None
+
+
+def _window_header(response: aiohttp.ClientResponse) -> str:
+    # RFC 9651, 4.2: several lines are one field.
+    return ", ".join(response.headers.getall(WINDOW_HEADER, []))
 
 
 def _watch_connection(response: aiohttp.ClientResponse) -> None:
@@ -290,7 +300,7 @@ async def _get(
                 body = await _read_up_to(response, _MAX_ERROR_BYTES)
             finally:
                 response.close()
-    raise _refusal(response, body)
+    raise _refusal(response, body, target)
 
 
 async def _read_up_to(response: aiohttp.ClientResponse, size: int) -> bytes:
@@ -323,9 +333,7 @@ def _explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
         case aiohttp.ClientConnectorDNSError():
             return f"cannot look up {target.host}: {exc.os_error.strerror}", ""
         case aiohttp.ClientResponseError() | aiohttp.http.HttpProcessingError():
-            # The parser's own words, without its drawing of where it stopped.
-            reason = exc.message.strip().partition("\n")[0].rstrip(":")
-            return f"the answer is not HTTP: {_one_line(reason)}", ""
+            return f"the answer is not HTTP: {_told_parser(exc.message)}", ""
         case aiohttp.ClientPayloadError():
             return "the connection ended before the stream did", ""
         case aiohttp.ServerDisconnectedError():
@@ -345,6 +353,14 @@ def _explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
         # Some layers make a text of their own: the system's is the shortest.
         return os.strerror(number).lower() if number > 0 else _one_line(str(exc)), ""
     return _one_line(str(exc) or type(exc).__name__), ""
+
+
+def _told_parser(message: str) -> str:
+    """Return the HTTP parser's own words, without what it quotes or draws."""
+    if too_long := _TOO_LONG.match(message):
+        return f"a line of its header has more than {too_long[1]} bytes"
+    reason = message.strip().partition("\n")[0]
+    return _one_line(_QUOTED_BYTES.sub("", reason).rstrip(" :"))
 
 
 def _tls_error(exc: BaseException | None) -> ssl.SSLError | None:
@@ -391,9 +407,15 @@ def _check_type(response: aiohttp.ClientResponse) -> None:
         )
 
 
-def _refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:
+def _refusal(
+    response: aiohttp.ClientResponse, body: bytes, target: HttpTarget
+) -> RefusedError:
     """Return what an answer other than 200 means."""
     status = response.status
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and (
+        outside := _outside(response, target)
+    ):
+        return outside
     reason = _phrase(status, response.reason)
     if 300 <= status < 400:
         location = _without_userinfo(response.headers.get("Location", "nowhere"))
@@ -417,6 +439,26 @@ def _refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:
         404: "is the path right? a worker has /capture and /ring",
     }
     return RefusedError(reason, status=status, hint=hints.get(status, ""))
+
+
+def _outside(
+    response: aiohttp.ClientResponse, target: HttpTarget
+) -> RefusedError | None:
+    """Return the refusal of a window in local time, as it was asked for.
+
+    The worker's own words are for who asks with curl, and have UTC.
+    """
+    try:
+        report = WindowReport.parse(_window_header(response))
+    except UsageError:
+        return None
+    if report.covered is not None:
+        return None
+    return RefusedError(
+        told_outside(report, now_ns=time.time_ns()),
+        status=response.status,
+        hint=f"ddump segments {target.api_url('/')} shows what it has",
+    )
 
 
 def _problem(response: aiohttp.ClientResponse, body: bytes) -> Problem | None:

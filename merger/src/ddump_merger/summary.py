@@ -12,23 +12,30 @@ from .target import HttpTarget
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ddump_common.errors import DdumpError
+
     from ._merge import Merge
     from .lane import Lane
 
 __all__ = ["exit_code", "summary_lines"]
 
 
-def exit_code(lanes: Sequence[Lane], *, interrupted: bool) -> ExitCode:
+# Whoever reads the summary has read why; this many characters bring it to mind.
+_LEAST_REASON = 12
+_MOST_REASON = 60
+
+
+def exit_code(lanes: Sequence[Lane]) -> ExitCode:
     """Return how the run went for its targets.
 
-    Who interrupts before any target has answered gets the empty capture that is asked
-    for then; a target that was refused by then is missing all the same.
+    Where none was opened nothing was written, also when that was for an interrupt.
+    Beside others, one that was not opened by then is not missing.
     """
-    if not any(lane.incomplete for lane in lanes):
-        return ExitCode.OK
-    if any(lane.has_header for lane in lanes) or interrupted:
+    if not any(lane.has_header for lane in lanes):
+        return ExitCode.NO_TARGET
+    if any(lane.incomplete for lane in lanes):
         return ExitCode.INCOMPLETE
-    return ExitCode.NO_TARGET
+    return ExitCode.OK
 
 
 def summary_lines(lanes: Sequence[Lane], merge: Merge) -> Iterator[str]:
@@ -48,7 +55,7 @@ def summary_lines(lanes: Sequence[Lane], merge: Merge) -> Iterator[str]:
 
 def _counts(lane: Lane, packets: int, late: int, cut: int) -> str:
     if not lane.has_header:
-        reason = "it had not answered" if lane.error is None else lane.error
+        reason = "it had not answered" if lane.error is None else _short(lane.error)
         return f"not captured: {reason}"
     parts = [f"{_count(packets, 'packet')} received"]
     if isinstance(lane.target, HttpTarget):
@@ -60,8 +67,16 @@ def _counts(lane: Lane, packets: int, late: int, cut: int) -> str:
     if cut:
         parts.append(f"{cut} cut to the snapshot length")
     if lane.error is not None:
-        parts.append(f"truncated: {lane.error}")
+        parts.append(f"truncated: {_short(lane.error)}")
     return ", ".join(parts)
+
+
+def _short(error: DdumpError) -> str:
+    """Return the beginning of an error that was said in full when it came."""
+    said, *more = error.message.split(": ")
+    while more and len(said) < _LEAST_REASON:
+        said += f": {more.pop(0)}"
+    return printable(said, limit=_MOST_REASON)
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,15 +1,12 @@
-"""Workers asked all at once for what they tell of themselves, and tables of it.
+"""Workers asked all at once for what they tell of themselves.
 
-A table is for people: on a terminal it is drawn, elsewhere its cells are parted by
-tabs. All that came from the network is made printable here, and numbers that cannot be
-are shown as what they are: nothing.
+Numbers that came from the network and cannot be are shown as what they are: nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -17,8 +14,7 @@ import msgspec
 import uvloop
 
 from ddump_common.errors import DdumpError, ExitCode, UsageError
-from ddump_common.text import printable
-from ddump_common.units import format_size
+from ddump_common.units import format_size, format_size_like
 
 from .stream import open_session
 from .target import HttpTarget
@@ -35,14 +31,16 @@ if TYPE_CHECKING:
     # Asks one worker; raises PeerError.
     Fetch = Callable[[HttpTarget, aiohttp.ClientSession], Awaitable["T"]]
 
-__all__ = ["print_json", "print_table", "survey", "survey_code", "told_size"]
+__all__ = ["print_json", "survey", "survey_code", "told_share", "told_size"]
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_CELL = 120
 _LARGEST = 1 << 63
+
+# A size that has decimal units.
+_DECIMAL = 1000
 
 
 def survey(
@@ -93,26 +91,16 @@ def print_json(target: str, value: msgspec.Struct | Mapping[str, object]) -> Non
     click.echo(msgspec.json.encode({"target": target, **msgspec.to_builtins(value)}))
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print a row of headings and what follows."""
-    safe = [[printable(cell, limit=_LONGEST_CELL) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        for row in safe:
-            click.echo("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for heading, *cells in zip(*safe, strict=True):
-        numbers = all(cell[:1].isdigit() or cell == "-" for cell in cells)
-        table.add_column(heading, justify="right" if numbers else "left", no_wrap=True)
-    for row in safe[1:]:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
-
-
 def told_size(size: int) -> str:
     """Return a size that came from the network."""
-    return format_size(size) if 0 <= size < _LARGEST else "?"
+    return format_size_like(size, _DECIMAL) if 0 <= size < _LARGEST else "?"
+
+
+def told_share(size: int, limit: int, *, of: str) -> str:
+    """Return a size and its limit, both from the network, in one kind of units.
+
+    That is the one in which the limit was given; ``of`` stands between them.
+    """
+    if not (0 <= size < _LARGEST and 0 <= limit < _LARGEST):
+        return f"?{of}?"
+    return f"{format_size_like(size, limit)}{of}{format_size(limit)}"

@@ -3,7 +3,7 @@
 The options and a URL's query have the same words: ``last``, ``since``, ``until``,
 ``follow``. Times are read here, in the zone of whoever runs the command and by one
 clock for all targets, and go on as absolute times: one command means one window on
-all hosts. What a ring has not of its window comes back in ``Ddump-Window``.
+all hosts. What a ring does not cover of its window comes back in ``Ddump-Window``.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from ddump_common.timespec import LOCAL, format_time, parse_time
 from ddump_common.units import MILLISECONDS, SECONDS, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from ddump_common.answers import IntervalInfo
     from ddump_common.window import WindowReport
 
 __all__ = [
     "WINDOW_NAMES",
     "parse_window",
-    "told_coverage",
     "told_duration",
     "told_gaps",
     "told_interval",
+    "told_outside",
     "told_second",
     "told_time",
 ]
@@ -92,15 +91,28 @@ def _absolute(name: str, text: str, now_ns: int) -> str:
 
 
 def told_gaps(report: WindowReport, *, now_ns: int) -> str:
-    """Return what the ring has not of a window; empty when it has all of it."""
+    """Return of what the ring may lack packets; empty when it covers the window.
+
+    Not that it has nothing: what came just before a crash may be there or not.
+    """
     shown = [
         f"from {told_interval(gap.begin_ns, gap.end_ns, now_ns=now_ns)}"
         for gap in report.gaps[:_MOST_GAPS]
     ]
-    more = len(report.gaps) - len(shown) + report.omitted
-    if more:
-        shown.append(f"nor in {more} more gaps" if more > 1 else "nor in one more gap")
-    return f"the ring has nothing {', '.join(shown)}" if shown else ""
+    left = len(report.gaps) - len(shown) + report.omitted
+    if left:
+        more = " more" if shown else ""
+        shown.append(f"in {left}{more} gaps" if left > 1 else f"in one{more} gap")
+    return f"the ring may lack what came {', '.join(shown)}" if shown else ""
+
+
+def told_outside(report: WindowReport, *, now_ns: int) -> str:
+    """Return that a ring has nothing of a window, which is refused then."""
+    whole = [
+        f": {told_interval(gap.begin_ns, gap.end_ns, now_ns=now_ns)}"
+        for gap in report.gaps[:1]
+    ]
+    return "".join(["the ring has nothing of the window", *whole])
 
 
 def told_interval(begin_ns: int, end_ns: int, *, now_ns: int) -> str:
@@ -109,15 +121,6 @@ def told_interval(begin_ns: int, end_ns: int, *, now_ns: int) -> str:
         f"{told_time(begin_ns, now_ns=now_ns)} to {told_time(end_ns, now_ns=now_ns)} "
         f"({told_duration(end_ns - begin_ns)})"
     )
-
-
-def told_coverage(coverage: Sequence[IntervalInfo], *, now_ns: int) -> str:
-    """Return from when to when a ring reaches, and how often it recorded nothing."""
-    if not coverage:
-        return "nothing"
-    told = told_interval(coverage[0].begin_ns, coverage[-1].end_ns, now_ns=now_ns)
-    gaps = len(coverage) - 1
-    return f"{told}, {gaps} {'gap' if gaps == 1 else 'gaps'}" if gaps else told
 
 
 def told_second(moment_ns: int, *, now_ns: int) -> str:
