@@ -138,9 +138,15 @@ def test_windows_have_one_now_for_all_targets(config, tmp_path):
     ("words", "since_ns", "until_ns", "follow"),
     [
         (["--since", "2023-11-22T14:03:00Z"], 1_700_661_780 * SECONDS, None, False),
-        (["--since", "5", "--until", "6.5"], 5 * SECONDS, 6_500_000_000, False),
-        (["--since=5", "--follow"], 5 * SECONDS, None, True),
-        (["--until", "6"], None, 6 * SECONDS, False),
+        (
+            ["--since", "100000005", "--until", "100000006.5"],
+            100_000_005 * SECONDS,
+            100_000_006_500_000_000,
+            False,
+        ),
+        (["--since=100000005", "--follow"], 100_000_005 * SECONDS, None, True),
+        (["--until", "100000006"], None, 100_000_006 * SECONDS, False),
+        (["--since", "0"], 0, None, False),
     ],
 )
 def test_windows(config, words, since_ns, until_ns, follow):
@@ -150,9 +156,13 @@ def test_windows(config, words, since_ns, until_ns, follow):
     assert query.follow is follow
 
 
-def test_a_relative_time_may_begin_with_a_dash(config):
-    (target,) = config("--since", "-5m", "--until", "-1m", "http://h").targets
-    assert target.query.until_ns - target.query.since_ns == 240 * SECONDS
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [(["--since", "-5m", "--until", "-1m"], 240), (["--last", "-5m"], 300)],
+)
+def test_a_relative_time_may_begin_with_a_dash(config, words, seconds):
+    (target,) = config(*words, "http://h").targets
+    assert target.query.until_ns - target.query.since_ns == seconds * SECONDS
 
 
 def test_files_of_targets(config, tmp_path):
@@ -197,6 +207,10 @@ def test_files_of_targets(config, tmp_path):
         (["--user", "me", "http://h"], "no password for the user 'me'"),
         (["--last", "5m", "a.pcap"], "--follow are for workers, not for files"),
         (["--last", "5 years", "http://h"], "--last: '5 years' is not a duration (for"),
+        (
+            ["--since", "5", "http://h"],
+            "--since: '5' is a moment of the seventies (meant 5m",
+        ),
         (["--since", "soon", "http://h"], "--since: 'soon' is not a time (for example"),
         (["--last", "5m", "--since", "-5m"], "--last: since is given as well"),
         (
@@ -219,7 +233,24 @@ def test_wrong_usage(capsys, words, complaint):
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert complaint in err
+    assert err.startswith("ddump: ")
+    assert err.count("\n") == 1
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--buffer", "5xb", "a"],
+         "--buffer: '5xb' is not a size (for example 2GB or 512MiB)"),
+        (["-c", "x", "a"], "--count: 'x' is not a valid integer range"),
+        (["-ca"], "Option '-ca' requires an argument (see ddump --help)"),
+        (["status", "--nonsense"], "No such option '--nonsense' (see ddump status --help)"),
+    ],
+)  # fmt: skip
+def test_usage_errors_are_one_line(capsys, words, said):
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"ddump: {said}\n"
 
 
 def test_a_line_of_a_file_is_named(capsys, tmp_path):
@@ -241,7 +272,11 @@ def test_version(capsys):
 def test_help_of_a_survey_has_its_own_exit_codes(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    for line in ("0  all answered", "3  no target answered", "4  a target did not"):
+    for line in (
+        "0  all answered, also",
+        "3  no target answered",
+        "4  a target did not",
+    ):
         assert line in out
 
 
@@ -320,7 +355,7 @@ def raising(exc):
         (BrokenPipeError(errno.EPIPE, "gone"), 0, ""),
         (KeyboardInterrupt(), 130, ""),
         (click.Abort(), 130, ""),
-        (click.UsageError("bad"), 2, "Error: bad\n"),
+        (click.UsageError("bad"), 2, "ddump: bad (see ddump --help)\n"),
         (
             BaseExceptionGroup(
                 "",

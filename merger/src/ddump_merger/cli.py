@@ -37,11 +37,12 @@ __all__ = ["main", "merge_command", "segments_command", "status_command"]
 
 _EPILOG = """\b
 Exit status:
-  0  all as asked; also after an interrupt, and when the output's reader has gone
+  0  all as asked; also when interrupted, and when the output's reader has gone
   1  failure
   2  wrong usage
-  3  no target could be opened
-  4  the output is good, but a target is missing or was cut short
+  3  no target could be opened, and nothing was written; also when interrupted before
+  4  the output is good, but a target is missing or was cut short, or a ring may lack
+     a part of its window
   5  the output cannot be written
 
 "ddump status TARGET..." asks workers for their state, "ddump segments TARGET..." for
@@ -49,7 +50,7 @@ what their rings hold: ddump status --help, ddump segments --help.
 """
 _STATUS_EPILOG = """\b
 Exit status:
-  0  all answered
+  0  all answered, also those that keep no ring
   1  failure
   2  wrong usage
   3  no target answered
@@ -180,8 +181,8 @@ _CONNECTION_OPTIONS = _options(
 @click.option(
     "--since",
     metavar="WHEN",
-    help="What the rings have from WHEN on: -5m, 14:03:00, '2026-11-22 14:03', with an "
-    "offset or Z, or seconds since the epoch.",
+    help="What the rings have from WHEN on: -5m, 14:03:00, 2026-11-22, "
+    "'2026-11-22 14:03', with an offset or Z, or seconds since the epoch.",
 )
 @click.option(
     "--until",
@@ -438,7 +439,7 @@ def run(command: Callable[[], int]) -> int:
     try:
         return command()
     except click.ClickException as exc:
-        exc.show()
+        say(f"ddump: {_told_usage(exc)}")
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
@@ -449,6 +450,16 @@ def run(command: Callable[[], int]) -> int:
         if unforeseen is not None:
             raise
         return _say(_leaves(group))
+
+
+def _told_usage(exc: click.ClickException) -> str:
+    """Return in one line what click found wrong, as our own errors are told."""
+    if isinstance(exc, click.BadParameter) and exc.param is not None:
+        return f"{max(exc.param.opts, key=len)}: {exc.message.rstrip('.')}"
+    message = exc.format_message().rstrip(".")
+    context = exc.ctx if isinstance(exc, click.UsageError) else None
+    command = "ddump" if context is None else context.command_path
+    return f"{message} (see {command} --help)"
 
 
 def _say(errors: Iterable[BaseException]) -> int:
