@@ -255,6 +255,27 @@ def test_errors_are_told_by_line_and_the_worst_is_the_exit_code(
     assert result.stderr.splitlines() == lines
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--buffer-size", "5xb"],
+         "--buffer-size: '5xb' is not a size (for example 2GB or 512MiB)"),
+        (["--ring-size", "2GB"], "--ring-size: there is no ring without --ring-dir"),
+        (["--nonsense"], "No such option '--nonsense'"),
+    ],
+)  # fmt: skip
+def test_usage_errors_are_one_line(invoke, words, said):
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {said}\n"
+
+
+def test_an_interrupt_before_it_serves_is_no_traceback(invoke):
+    result = invoke(failure=KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert result.stderr.strip() == ""
+
+
 def test_help_shows_the_tool_working(invoke):
     result = invoke("--help")
     assert "curl -sN" in result.output

@@ -84,7 +84,7 @@ def ring_lines(answers: Mapping[str, Status], *, now_ns: int) -> list[list[str]]
     What it covers has a beginning, an end, the time between, and gaps in it.
     """
     covered = ["begin", "end", "time", "gaps"]
-    rows = [["target", "ring", "size", "dropped", "lost", *covered]]
+    rows = [["target", "ring", *covered, "size", "dropped", "lost"]]
     for name, status in answers.items():
         ring = status.ring
         if ring is not None:
@@ -93,10 +93,10 @@ def ring_lines(answers: Mapping[str, Status], *, now_ns: int) -> list[list[str]]
                     name,
                     # Why it does not is too long for a column.
                     ring.state if ring.state == _RECORDING else "not recording",
+                    *_covered(ring, now_ns),
                     told_share(ring.bytes, ring.limit_bytes, of="/"),
                     str(ring.dropped),
                     str(ring.lost),
-                    *_covered(ring, now_ns),
                 ]
             )
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,29 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
         raise click.UsageError(str(exc), ctx) from exc
 
 
+class _Command(click.Command):
+    """One that says what is wrong with its usage in one line, as all else is said."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as click has it
+        """Run; usage errors become a line and an exit code."""
+        try:
+            code = super().main(*arguments, **{**options, "standalone_mode": False})
+        except click.ClickException as exc:
+            click.echo(f"Error: {_told_usage(exc)}", err=True)
+            code = exc.exit_code
+        except click.Abort:  # interrupted before it served
+            code = 128 + signal.SIGINT
+        sys.exit(code)
+
+
+def _told_usage(exc: click.ClickException) -> str:
+    if isinstance(exc, click.BadParameter) and exc.param is not None:
+        return f"{max(exc.param.opts, key=len)}: {exc.message.rstrip('.')}"
+    return exc.format_message().rstrip(".")
+
+
 @click.command(
+    cls=_Command,
     context_settings={
         "auto_envvar_prefix": "DDUMP_WORKER",
         "help_option_names": ["-h", "--help"],
