@@ -58,7 +58,8 @@ class Making:
         """
         self._waiting += 1
         try:
-            return await asyncio.shield(self.task)
+            await asyncio.wait([self.task])  # which stays when this is cancelled
+            return self.task.result()
         finally:
             self._waiting -= 1
             if not self._waiting and not self.task.done():

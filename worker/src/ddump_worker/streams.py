@@ -55,7 +55,7 @@ class Delivery(Protocol):
 
     @property
     def skipped(self) -> int:
-        """How many packets were recorded and rotated away before they were read."""
+        """How many packets were recorded and could not be read any more."""
 
     @property
     def position_ns(self) -> int | None:
