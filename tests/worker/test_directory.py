@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from ddump_common.api import Link
@@ -24,7 +25,6 @@ from support.captures import (
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND
 FIRST = "ddump-0000000001-20231114T221320Z.pcap"
-SEGMENT_SIZE = 1 << 20
 
 
 def opened(path, *, link=Link.SLL) -> Directory:
@@ -47,7 +47,7 @@ def records(count: int, *, at: int = NOW) -> bytes:
 
 def left(directory: Directory, body: bytes, said: Sidecar | None = None, **options):
     """Leave a segment as an earlier run would; return its path."""
-    segment, descriptor = directory.create(NOW, size=SEGMENT_SIZE)
+    segment, descriptor = directory.create(NOW)
     os.pwrite(descriptor, pcap_header(nano=True, **options) + body, 0)
     os.close(descriptor)
     if said is None:
@@ -103,7 +103,7 @@ def test_it_is_made_with_all_above_it_for_the_group_to_read(tmp_path):
     old = os.umask(0)
     try:
         made = opened(tmp_path / "a" / "b")
-        segment, descriptor = made.create(NOW, size=SEGMENT_SIZE)
+        segment, descriptor = made.create(NOW)
     finally:
         os.umask(old)
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o750
@@ -133,40 +133,75 @@ def test_a_lock_that_cannot_be_written_is_let_go(tmp_path, monkeypatch):
 
 
 def test_a_new_segment_is_a_capture_without_packets(directory):
-    segment, descriptor = directory.create(NOW, size=SEGMENT_SIZE)
+    segment, descriptor = directory.create(NOW)
     assert segment.name == FIRST
     assert segment.growing
     assert (segment.begin_ns, segment.end_ns) == (NOW, NOW)
     assert segment.path.read_bytes() == pcap_header(nano=True)
-    assert read_sidecar(segment.sidecar_path) == Sidecar(begin_ns=NOW, end_ns=NOW)
-    # The disk is taken, the size is not.
-    assert segment.path.stat().st_blocks * 512 >= SEGMENT_SIZE
+    said = read_sidecar(segment.sidecar_path)
+    assert said == Sidecar(begin_ns=NOW, end_ns=NOW, run=segment.run)
+    assert segment.run
     os.close(descriptor)
 
 
 def test_one_that_cannot_be_made_leaves_nothing(directory, monkeypatch):
-    def full(_descriptor, _size):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ddump_worker.directory.preallocate", full)
+    monkeypatch.setattr("ddump_worker.directory.write_sidecar", full)
     with pytest.raises(OSError, match="No space"):
-        directory.create(NOW, size=SEGMENT_SIZE)
+        directory.create(NOW)
     assert [each.name for each in directory.path.iterdir()] == ["lock"]
 
 
-def test_numbers_go_on_after_the_greatest_whatever_bears_it(directory):
-    (directory.path / "ddump-0000000041-20231114T221320Z.json").write_text("{}")
+def test_numbers_of_strangers_do_not_count_and_nothing_is_replaced(directory):
+    here = directory.path
+    strangers = [
+        here / "ddump-0000000001-20231114T221320Z.json",
+        here / "ddump-0000000002-20231114T221320Z.pcap",
+        here / "ddump-9999999999-20231114T221320Z.json",
+        here / "ddump-9999999999-20231114T221321Z.pcap",
+    ]
+    for each in strangers:
+        each.write_text("something else, and enough of it")
     directory.survey()
-    segment, descriptor = directory.create(NOW, size=SEGMENT_SIZE)
+    segment, descriptor = directory.create(NOW)
+    os.close(descriptor)
+    assert segment.number == 3
+    assert {each.read_text() for each in strangers} == {
+        "something else, and enough of it"
+    }
+
+
+def test_numbers_go_on_after_the_greatest_segment(directory):
+    left(directory, records(1)).rename(
+        directory.path / "ddump-0000000041-20231114T221320Z.pcap"
+    )
+    directory.survey()
+    segment, descriptor = directory.create(NOW)
     os.close(descriptor)
     assert segment.number == 42
 
 
 def test_there_is_a_last_number(directory):
-    (directory.path / "ddump-9999999999-20231114T221320Z.pcap").write_text("no capture")
+    left(directory, records(1)).rename(
+        directory.path / "ddump-9999999999-20231114T221320Z.pcap"
+    )
     directory.survey()
     with pytest.raises(OSError, match="no number is left"):
-        directory.create(NOW, size=SEGMENT_SIZE)
+        directory.create(NOW)
+
+
+def test_another_file_of_that_name_is_not_deleted(directory, caplog):
+    segment, descriptor = directory.create(NOW)
+    os.close(descriptor)
+    segment.path.rename(directory.path / "mine")
+    segment.path.write_text("yours")
+    segment.sidecar_path.unlink()
+    segment.sidecar_path.mkdir()
+    directory.discard(segment)
+    assert segment.path.read_text() == "yours"
+    assert f"{segment.sidecar_path} cannot be deleted" in caplog.text
 
 
 def test_free_space_is_told(directory):
@@ -219,6 +254,89 @@ def test_one_without_a_whole_header_is_removed(directory, size, caplog):
     assert f"{path.name} is without a header" in caplog.text
 
 
+def test_one_without_a_header_of_another_user_is_left_alone(directory, caplog):
+    path = directory.path / FIRST
+    path.touch()
+    os.chown(path, 65534, 65534)
+    assert directory.survey() == []
+    assert path.exists()
+    assert f"{FIRST} (without a header, of another user)" in caplog.text
+
+
+def test_a_sidecar_that_is_a_fifo_does_not_hold_it_up(directory, caplog):
+    path = left(directory, records(1))
+    os.mkfifo(path.with_suffix(".json"))
+    assert directory.survey() == []
+    assert f"{path.stem}.json is not a regular file" in caplog.text
+
+
+def test_indices_and_names_that_cannot_be_are_not_taken(directory):
+    said = Sidecar(
+        begin_ns=NOW,
+        end_ns=NOW,
+        interfaces={"9" * 5000: ["a"], "\u00b2": ["b"], "2": ["eth0", "x" * 5000]},
+    )
+    left(directory, records(1), said)
+    assert adopted(directory).interfaces == {2: frozenset({"eth0"})}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Sidecar(begin_ns=NOW, end_ns=9_214_646_400 * SECOND, closed=True),
+        Sidecar(begin_ns=NOW + 2 * SECOND, end_ns=NOW + 3 * SECOND, closed=True),
+        Sidecar(begin_ns=0, end_ns=NOW + 3 * SECOND, closed=True),
+    ],
+)
+def test_times_that_cannot_be_are_as_good_as_none(directory, said, caplog):
+    path = left(directory, records(1, at=NOW + 9 * SECOND), said)
+    os.utime(path.with_suffix(".json"))
+    segment = adopted(directory)
+    assert segment.begin_ns == NOW + SECOND
+    assert segment.end_ns == NOW + 9 * SECOND - UNREAD
+    assert f"{path.stem}.json says what cannot be" in caplog.text
+
+
+@pytest.mark.parametrize("stamp", ["00010101T000000Z", "99991231T235959Z"])
+def test_a_date_that_cannot_be_is_named(directory, stamp, caplog):
+    left(directory, records(1)).rename(
+        directory.path / f"ddump-0000000001-{stamp}.pcap"
+    )
+    assert directory.survey() == []
+    assert "a name with a date that cannot be" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("run", "begin", "known", "end"),
+    [
+        # The next went on where this one ended.
+        ("a", 5 * SECOND + 50_000_000, SECOND, 5 * SECOND + 50_000_000),
+        # Nothing is known of beyond its beginning; it is of another run; it is too far.
+        ("a", 5 * SECOND + 50_000_000, 0, 5 * SECOND),
+        ("b", 5 * SECOND + 50_000_000, SECOND, 5 * SECOND),
+        ("a", 50 * SECOND, SECOND, 5 * SECOND),
+    ],
+)
+def test_segments_of_one_run_meet_though_it_was_killed(
+    directory, run, begin, known, end
+):
+    left(directory, b"", Sidecar(begin_ns=NOW, end_ns=NOW + 5 * SECOND, run="a"))
+    following, descriptor = directory.create(NOW + begin)
+    os.close(descriptor)
+    said = following.sidecar()
+    write_sidecar(
+        following.sidecar_path,
+        msgspec.structs.replace(said, end_ns=NOW + begin + known, run=run),
+    )
+    first, second = directory.survey()
+    directory.adopt(second)
+    directory.adopt(first, second)
+    assert first.end_ns == NOW + end
+
+
+UNREAD = 100_000_000
+
+
 def test_what_the_sidecar_says_is_known_again(directory):
     said = Sidecar(
         begin_ns=NOW,
@@ -233,9 +351,6 @@ def test_what_the_sidecar_says_is_known_again(directory):
     assert (segment.begin_ns, segment.end_ns) == (NOW, NOW + 5)
     assert (segment.dropped, segment.lost) == (2, 3)
     assert segment.interfaces == {2: frozenset({"eth0"})}
-
-
-UNREAD = 100_000_000
 
 
 @pytest.mark.parametrize(

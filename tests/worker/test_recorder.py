@@ -221,6 +221,20 @@ def test_timestamps_that_jump_lose_nothing_from_any_window(record, jump):
     assert segment.index.least_ns == min(NOW, NOW + jump)
 
 
+def test_a_file_that_is_deleted_while_it_grows_is_followed_by_another(record):
+    clock = Clock()
+    recorded = record(clock=clock)
+    recorded.feed(some(3))
+    (first,) = recorded.ring.segments()
+    first.path.unlink()
+    clock.advance(3 * SECOND)
+    recorded.await_that(
+        lambda: [each.number for each in recorded.ring.segments()] == [2]
+    )
+    recorded.feed(records := some(3))
+    assert recorded.records() == records
+
+
 @pytest.mark.parametrize("step", [-3600 * SECOND, 86_400 * SECOND])
 def test_a_clock_that_is_set_begins_a_stretch_of_its_own(record, step, caplog):
     clock = Clock()
@@ -432,24 +446,26 @@ def test_what_a_full_disk_does_not_take_is_counted_and_said_once(
         recorded.close()
 
 
-def test_a_segment_that_cannot_be_made_lets_the_old_one_grow(
+def test_while_no_segment_can_be_made_what_comes_is_lost_and_counted(
     record, caplog, monkeypatch
 ):
     recorded = record()
     create = recorded.ring.directory.create
     refusing = True
 
-    def refused(now_ns, *, size):
+    def refused(now_ns):
         if refusing:
             raise OSError(24, "Too many open files")
-        return create(now_ns, size=size)
+        return create(now_ns)
 
     monkeypatch.setattr(recorded.ring.directory, "create", refused)
     records = some(30, size=90_000)
     recorded.feed(records)
     (segment,) = recorded.ring.segments()
-    assert segment.size > 2 * MB
-    assert recorded.records() == records
+    assert segment.size <= MB
+    kept = recorded.records()
+    assert kept == records[: len(kept)]
+    assert recorded.ring.info().lost == len(records) - len(kept)
     assert caplog.text.count("no segment can be made: Too many open files") == 1
     assert "Too many open files" in recorded.ring.info().state
     refusing = False

@@ -293,16 +293,70 @@ def test_one_that_cannot_be_kept_is_gone(open_ring, caplog):
     assert f"{first.path} cannot be kept" in caplog.text
 
 
-def test_one_that_cannot_be_deleted_is_named(open_ring, caplog, monkeypatch):
+# Strangers
+
+
+def test_a_segment_whose_file_is_gone_is_forgotten(open_ring, caplog):
     written = open_ring()
+    written.fill(3)
+    first, second, *_ = written.ring.segments()
+    second.path.unlink()
+    for _ in range(2):
+        with pytest.raises(RevokedError, match=second.name):
+            second.lease().__enter__()
+    assert caplog.text.count(f"{second.path} is not served any more: its file is") == 1
+    assert written.names() == [1, 3, 4]
+    assert written.ring.info().packets == 8
+    assert written.ring.coverage() == (
+        Interval(begin_ns=first.begin_ns, end_ns=first.end_ns),
+        Interval(begin_ns=second.end_ns, end_ns=written.now_ns),
+    )
+    written.fill(1)
+    # It goes in its turn, and was not evicted.
+    assert written.names() == [3, 4, 5]
+    written.fill(1)
+    assert written.names() == [3, 4, 5, 6]
+    assert written.ring.evicted == 1
 
-    def refused(_self, _segment):
-        raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr(type(written.ring.directory), "discard", refused)
-    written.fill(5)
-    assert "cannot be deleted: Operation not permitted" in caplog.text
-    assert len(written.names()) == 4
+def test_what_is_not_what_was_written_is_left_until_its_turn(open_ring, caplog):
+    written = open_ring(pinned=10 * MB)
+    written.fill(2)
+    first = written.ring.segments()[0]
+    with written.ring.pin([first]):
+        for _ in range(2):
+            written.ring.forget(first, "its bytes changed")
+        assert caplog.text.count("is not served any more: its bytes changed") == 1
+        with pytest.raises(RevokedError, match="is gone: its bytes changed"):
+            first.lease().__enter__()
+        written.fill(1)
+        assert first.path.exists()
+        assert 1 not in written.names()
+        written.fill(1)
+        assert not first.path.exists()
+        assert written.ring.info().pinned_bytes == 0
+
+
+def test_one_that_is_evicted_and_read_may_be_forgotten(open_ring):
+    written = open_ring(pinned=10 * MB)
+    written.fill()
+    first = written.ring.segments()[0]
+    with written.ring.pin([first]):
+        written.fill(5)
+        written.ring.forget(first, "its bytes changed")
+        assert written.ring.info().pinned_bytes == 0
+    assert not deleted_and_open(written.ring.options.directory)
+
+
+def test_one_that_is_adopted_is_forgotten_as_well(open_ring):
+    open_ring().fill(2)
+    written = open_ring()
+    adopt(written.ring)
+    first = written.ring.segments()[0]
+    first.path.unlink()
+    with pytest.raises(RevokedError):
+        first.lease().__enter__()
+    assert written.names() == [2, 3, 4]
 
 
 def test_what_is_held_is_let_go_when_it_is_closed(open_ring):
@@ -413,8 +467,8 @@ def test_the_newest_are_there_first(open_ring):
     ended = threading.Event()
     adopt_one = written.ring.directory.adopt
 
-    def watched(segment) -> None:
-        adopt_one(segment)
+    def watched(segment, following) -> None:
+        adopt_one(segment, following)
         seen.append(segment.number)
         if len(seen) == 2:
             ended.set()
@@ -442,8 +496,8 @@ def test_one_that_goes_while_it_is_looked_through_is_not_there_again(open_ring):
     written = open_ring()
     adopt_one = written.ring.directory.adopt
 
-    def slow(segment) -> None:
-        adopt_one(segment)
+    def slow(segment, following) -> None:
+        adopt_one(segment, following)
         if segment.number == 1:
             written.fill(4)
             segment.sidecar_path.write_text("{}")  # as if it were written just then
@@ -484,8 +538,9 @@ def test_a_ring_of_another_link_type_leaves_these_alone(open_ring, caplog):
     open_ring().fill(2)
     written = open_ring(link=Link.SLL2)
     adopt(written.ring)
-    assert written.names() == [4]
-    assert on_disk(written.ring) == [1, 2, 3, 4]
+    # Their numbers do not count, but no file is replaced.
+    assert written.names() == [2]
+    assert on_disk(written.ring) == [1, 2, 2, 3]
     assert "link type 113, this ring's is 276" in caplog.text
 
 

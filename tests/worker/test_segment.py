@@ -77,10 +77,70 @@ def test_a_file_that_somebody_deleted_is_gone(segment):
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_of_its_own(segment):
+    folder = segment.path.parent
+    folder.rename(folder.with_name("away"))
+    folder.touch()
+    with pytest.raises(NotADirectoryError):
+        segment.lease().__enter__()
+    assert not segment.revoked
+
+
+def as_link(segment):
     segment.path.unlink()
     segment.path.symlink_to("/etc/hostname")
-    with pytest.raises(OSError, match="symbolic"):
-        segment.lease().__enter__()
+
+
+def as_fifo(segment):
+    segment.path.unlink()
+    os.mkfifo(segment.path)
+
+
+def as_copy(segment):
+    body = segment.path.read_bytes()
+    segment.path.rename(segment.path.with_suffix(".old"))
+    segment.path.write_bytes(body)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda segment: segment.path.unlink(), "its file is missing"),
+        (lambda segment: os.truncate(segment.path, 50), "cut to 50 of 116 bytes"),
+        (as_link, "another file bears its name"),
+        (as_fifo, "another file bears its name"),
+        (as_copy, "another file bears its name"),
+    ],
+)
+def test_what_a_stranger_did_to_its_file_is_reported(segment, change, words):
+    status = segment.path.stat()
+    segment.identity = (status.st_dev, status.st_ino)
+    change(segment)
+    with pytest.raises(OSError, match=words):
+        segment.keep()
+    reports = []
+
+    def report(found, reason):
+        reports.append(reason)
+        found.revoke(reason)
+
+    segment.report = report
+    for _ in range(2):
+        with pytest.raises(RevokedError, match=rf"0001-.*\.pcap is gone: .*{words}"):
+            segment.lease().__enter__()
+    assert len(reports) == 1
+
+
+def test_one_that_is_revoked_is_not_kept(segment):
+    segment.revoke()
+    segment.keep()
+    assert segment._kept is None
+
+
+def test_one_that_is_let_go_is_read_by_its_name(segment):
+    segment.keep()
+    segment.let_go()
+    with segment.lease() as descriptor:
+        assert os.pread(descriptor, 4, 0)
 
 
 def test_readers_go_on_while_the_name_goes(segment):

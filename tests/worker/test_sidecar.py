@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import time
 
 import pytest
 
@@ -11,7 +13,13 @@ from ddump_common.errors import FormatError
 from ddump_worker.sidecar import Sidecar, read_sidecar, write_sidecar
 
 SIDECAR = Sidecar(
-    begin_ns=1, end_ns=2, dropped=3, lost=4, interfaces={"2": ["eth0"]}, closed=True
+    begin_ns=1,
+    end_ns=2,
+    dropped=3,
+    lost=4,
+    interfaces={"2": ["eth0"]},
+    closed=True,
+    run="f1",
 )
 
 
@@ -27,6 +35,7 @@ def test_what_is_written_is_read(tmp_path):
         "lost": 4,
         "interfaces": {"2": ["eth0"]},
         "closed": True,
+        "run": "f1",
     }
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert list(tmp_path.iterdir()) == [path]
@@ -63,6 +72,12 @@ def test_a_missing_one_is_none(tmp_path):
         '{"version":1,"begin_ns":-1,"end_ns":2}',
         '{"version":1,"begin_ns":1,"end_ns":99999999999999999999999}',
         '{"version":1,"begin_ns":1,"end_ns":2,"interfaces":{"2":"eth0"}}',
+        '{"version":1,"begin_ns":3,"end_ns":2}',
+        # Far later than the file was written.
+        '{"version":1,"begin_ns":1,"end_ns":9214646400000000000,"closed":true}',
+        '{"version":1,"begin_ns":1,"end_ns":' + "9" * 5000 + "}",
+        '{"version":' + "9" * 5000 + "}",
+        '{"version":1,"begin_ns":1,"end_ns":2,"x":' + "[" * 200_000,
         '{"version":1,"begin_ns":1,"end_ns":2,"x":"' + "x" * (1 << 20) + '"}',
     ],
 )
@@ -70,6 +85,30 @@ def test_one_that_says_nothing_sensible_is_as_good_as_none(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
     assert read_sidecar(path) is None
+
+
+def test_one_of_before_the_clock_was_set_back_is_believed(tmp_path):
+    path = tmp_path / "a.json"
+    said = Sidecar(begin_ns=1, end_ns=time.time_ns() + 3600 * 10**9)
+    write_sidecar(path, said)
+    assert read_sidecar(path) == said
+
+
+def a_directory(path, _):
+    path.mkdir()
+
+
+def a_link(path, target):
+    write_sidecar(target, SIDECAR)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("make", [lambda path, _: os.mkfifo(path), a_directory, a_link])
+def test_what_is_no_regular_file_is_neither_read_nor_waited_for(tmp_path, make):
+    path = tmp_path / "a.json"
+    make(path, tmp_path / "b.json")
+    with pytest.raises(FormatError, match=r"a\.json is not a regular file"):
+        read_sidecar(path)
 
 
 @pytest.mark.parametrize("version", [0, 2])

@@ -112,17 +112,15 @@ def refusing(directory, monkeypatch, *answers):
     """Let ``create`` fail with errors, in this order; ``None`` lets it be."""
     create = directory.create
     left = list(answers)
-    sizes = []
 
-    def answer(now_ns, *, size):
-        sizes.append(size)
+    def answer(now_ns):
         error = left.pop(0) if left else None
         if error is not None:
             raise OSError(error, os.strerror(error))
-        return create(now_ns, size=size)
+        return create(now_ns)
 
     monkeypatch.setattr(directory, "create", answer)
-    return sizes
+    return left
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
@@ -131,36 +129,141 @@ def test_a_segment_for_which_there_is_no_room_costs_the_oldest(
 ):
     written.write(3 * PER_SEGMENT)
     assert written.numbers() == [1, 2, 3]
-    sizes = refusing(written.ring.directory, monkeypatch, error)
+    left = refusing(written.ring.directory, monkeypatch, error)
     written.write(1)
     assert written.numbers() == [2, 3, 4]
-    assert sizes == [MB, MB]
+    assert not left
 
 
 def test_with_nothing_to_evict_it_takes_nothing_ahead(written, monkeypatch):
     written.write(PER_SEGMENT)
-    full = errno.ENOSPC
-    sizes = refusing(written.ring.directory, monkeypatch, full)
+    errors = [errno.ENOSPC]
+
+    def full(_descriptor, size):
+        assert size == MB
+        error = errors.pop()
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("ddump_worker.tail.preallocate", full)
     written.write(1)
-    assert sizes == [MB, 0]
+    assert not errors
     assert written.numbers() == [1, 2]
     growing = written.ring.segments()[-1]
     assert growing.disk_bytes == MB  # as much as it may come to
 
 
-def test_with_no_room_at_all_the_old_one_grows(written, monkeypatch):
+def test_with_no_room_at_all_what_comes_is_lost(written, monkeypatch):
     written.write(PER_SEGMENT)
-    full = errno.ENOSPC
-    refusing(written.ring.directory, monkeypatch, full, full)
+    refusing(written.ring.directory, monkeypatch, errno.ENOSPC)
     written.write(1)
     (segment,) = written.ring.segments()
-    assert segment.size > MB
+    assert segment.size <= segment.disk_bytes == MB
+    assert segment.lost == 1
     assert written.ring.info().state == (
         "no segment can be made: No space left on device"
     )
     written.write(1)
     assert written.numbers() == [1, 2]
     assert written.ring.info().state == "recording"
+
+
+def test_one_that_cannot_have_its_room_leaves_nothing(written, monkeypatch):
+    written.write(PER_SEGMENT)
+
+    def refused(_descriptor, _size):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddump_worker.tail.preallocate", refused)
+        written.write(1)
+    assert len(list(written.ring.options.directory.glob("*.pcap"))) == 1
+    assert written.ring.info().state == "no segment can be made: File too large"
+    written.write(1)
+    assert written.numbers() == [1, 3]
+
+
+def test_a_directory_that_is_away_costs_nothing_that_is_in_it(written, caplog):
+    written.write(3 * PER_SEGMENT + 1)
+    before = written.numbers()
+    here = written.ring.options.directory
+    away = here.with_name("away")
+    here.rename(away)
+    written.write(50)
+    sizes = [each.stat().st_blocks * 512 for each in away.glob("*.pcap")]
+    assert sum(sizes) <= 8 * MB
+    assert max(each.stat().st_size for each in away.glob("*.pcap")) <= MB
+    assert written.numbers() == before
+    assert written.ring.evicted == 0
+    info = written.ring.info()
+    assert info.lost == 50 - (PER_SEGMENT - 1)
+    assert info.state == "no segment can be made: No such file or directory"
+    assert caplog.text.count("no segment can be made") == 1
+    away.rename(here)
+    written.write(1)
+    assert written.numbers() == [*before, before[-1] + 1]
+    assert written.ring.info().state == "recording"
+    assert f"no segment can be made; {info.lost} packets were lost" in caplog.text
+
+
+def test_what_cannot_be_deleted_counts_and_others_go(written, monkeypatch, caplog):
+    written.write(8 * PER_SEGMENT)
+    immutable = set(written.ring.segments()[:2])
+    discard = written.ring.directory.discard
+
+    def refused(segment):
+        if segment in immutable:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        discard(segment)
+
+    monkeypatch.setattr(written.ring.directory, "discard", refused)
+    written.write(3 * PER_SEGMENT)
+    assert written.numbers() == [1, 2, 6, 7, 8, 9, 10, 11]
+    assert written.ring.info().limit_bytes == 8 * MB
+    for each in immutable:
+        with each.lease():
+            pass
+        assert caplog.text.count(f"{each.path} cannot be deleted") == 1
+    immutable.clear()
+    written.write(PER_SEGMENT)
+    assert written.numbers()[0] == 2
+
+
+def test_where_nothing_can_be_deleted_nothing_is_made(written, monkeypatch):
+    written.write(8 * PER_SEGMENT)
+    before = written.numbers()
+
+    def refused(_segment):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(written.ring.directory, "discard", refused)
+        written.write(20)
+        assert written.numbers() == before
+        assert written.ring.info().lost == 20
+        # One was made, and could not be taken away.
+        made = list(written.ring.options.directory.glob("*.pcap"))
+        assert len(made) == len(before) + 1
+        assert "cannot be deleted" in written.ring.info().state
+    written.write(1)
+    assert written.ring.info().state == "recording"
+    assert written.numbers()[0] == 2
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: path.unlink(), lambda path: os.truncate(path, 1000)]
+)
+def test_a_growing_file_that_a_stranger_took_is_followed_by_another(
+    written, change, caplog
+):
+    written.write(PER_SEGMENT + 2)
+    growing = written.ring.segments()[-1]
+    change(growing.path)
+    written.tail.refresh()
+    assert f"{growing.path} is not served any more: its file " in caplog.text
+    assert written.numbers() == [1]
+    written.write(1)
+    assert written.numbers() == [1, 3]
+    assert written.ring.info().lost == 0
 
 
 def test_after_the_clock_was_set_the_old_one_grows_where_it_must(written, monkeypatch):
@@ -183,7 +286,7 @@ def test_a_sidecar_that_cannot_be_written_is_written_later(written, caplog):
     segment.sidecar_path.rmdir()
     written.tail.refresh()
     assert read_sidecar(segment.sidecar_path) == Sidecar(
-        begin_ns=NOW, end_ns=NOW, closed=True
+        begin_ns=NOW, end_ns=NOW, closed=True, run=segment.run
     )
 
 

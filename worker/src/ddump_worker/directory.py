@@ -8,11 +8,12 @@ recording, over all runs.
 What an earlier run left is looked through twice: ``survey`` reads only the headers and
 the sidecars, so that recording need not wait; ``adopt`` reads a segment whole. Only what
 could have been written here is ever taken, cut or deleted; the rest is left alone and
-named in the log.
+named in the log, and its numbers do not count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import logging
@@ -25,7 +26,6 @@ from ddump_common.errors import DdumpError, FormatError, UsageError
 from ddump_common.pcap import PcapHeader, Precision
 from ddump_common.units import MILLISECONDS, SECONDS
 
-from ._ring import preallocate
 from .segment import Segment
 from .sidecar import SUFFIX, TEMPORARY_SUFFIX, read_sidecar, write_sidecar
 
@@ -50,15 +50,20 @@ UNREAD_NS = 100 * MILLISECONDS
 _DIRECTORY_MODE = 0o750
 _FILE_MODE = 0o640
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_ADOPT = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_ADOPT = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _NAME = re.compile(
     r"(ddump-([0-9]{10})-([0-9]{8}T[0-9]{6}Z))(\.pcap|\.json|\.json\.new)"
 )
 _STAMP = "%Y%m%dT%H%M%SZ"
 _LAST_NUMBER = 10**10 - 1
+_LAST_NS = (1 << 63) - 2 * SECONDS
 _LOCK = "lock"
 _MAX_NAMED = 20  # files left alone that the log names one by one
+
+# A name of an interface, also an alternative one, is shorter; so are indices of 32 bits.
+_MAX_NAME = 128
+_MAX_DIGITS = 10
 
 # What st_blocks counts.
 _BLOCK = 512
@@ -88,6 +93,7 @@ class Directory:
             link_type=link.link_type, snaplen=snaplen, precision=Precision.NANO
         ).serialize()
         self._number = 0
+        self._run = os.urandom(8).hex()
         try:
             path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
             self._lock: int | None = _lock(path)
@@ -115,50 +121,71 @@ class Directory:
             free=told.f_bavail * told.f_frsize, total=told.f_blocks * told.f_frsize
         )
 
-    def create(self, now_ns: int, *, size: int) -> tuple[Segment, int]:
+    def create(self, now_ns: int) -> tuple[Segment, int]:
         """Return a new segment and the descriptor that writes it, which the caller owns.
 
-        ``size`` bytes of the disk are taken at once, where the file system can.
+        No file that is there is replaced: then the number goes on.
 
         Raises:
             OSError: it cannot be made; nothing is left of it.
 
         """
-        if self._number >= _LAST_NUMBER:
-            raise OSError(f"no number is left after those of the files in {self.path}")
-        self._number += 1
         created = datetime.datetime.fromtimestamp(now_ns // SECONDS, datetime.UTC)
-        path = self.path / f"ddump-{self._number:010}-{created:{_STAMP}}.pcap"
+        number = self._number
+        while True:
+            number += 1
+            if number > _LAST_NUMBER:
+                raise OSError(
+                    f"no number is left after those of the segments in {self.path}"
+                )
+            path = self.path / f"ddump-{number:010}-{created:{_STAMP}}.pcap"
+            if os.path.lexists(path.with_suffix(SUFFIX)):
+                continue
+            try:
+                descriptor = os.open(path, _CREATE, _FILE_MODE)
+                break
+            except FileExistsError:
+                continue
+        status = os.fstat(descriptor)
         segment = Segment(
             path,
-            number=self._number,
+            number=number,
             link_type=self._link_type,
             begin_ns=now_ns,
             end_ns=now_ns,
-            disk_bytes=size,
+            identity=(status.st_dev, status.st_ino),
+            run=self._run,
         )
-        descriptor = os.open(path, _CREATE, _FILE_MODE)
         try:
             os.pwrite(descriptor, self._header, 0)
-            if size:
-                preallocate(descriptor, size)
             write_sidecar(segment.sidecar_path, segment.sidecar())
         except OSError:
             os.close(descriptor)
-            self.discard(segment)
+            with contextlib.suppress(OSError):  # why it cannot be made says more
+                self.discard(segment)
             raise
+        self._number = number
         segment.growing = True
         return segment, descriptor
 
     def discard(self, segment: Segment) -> None:
-        """Delete a segment's files; those that are missing are none.
+        """Delete a segment's files; one that is missing or not ours any more is none.
 
         Raises:
-            OSError: a file cannot be deleted.
+            OSError: the capture cannot be deleted.
 
         """
-        segment.path.unlink(missing_ok=True)
-        segment.sidecar_path.unlink(missing_ok=True)
+        try:
+            status = segment.path.lstat()
+        except FileNotFoundError:
+            pass
+        else:
+            if segment.identity in (None, (status.st_dev, status.st_ino)):
+                segment.path.unlink(missing_ok=True)
+        try:
+            segment.sidecar_path.unlink(missing_ok=True)
+        except OSError as exc:
+            _log.warning("%s cannot be deleted: %s", segment.sidecar_path, exc.strerror)
 
     def survey(self) -> list[Segment]:
         """Return the segments that an earlier run left, oldest first, still unread.
@@ -174,8 +201,6 @@ class Directory:
         strange: list[str] = []
         for name in sorted(each.name for each in self.path.iterdir()):
             match = _NAME.fullmatch(name)
-            if match is not None:
-                self._number = max(self._number, int(match[2]))
             try:
                 if match is None:
                     if name != _LOCK:
@@ -187,6 +212,7 @@ class Directory:
             except (OSError, DdumpError) as exc:
                 strange.append(f"{name} ({_reason(exc)})")
         _name_strangers(self.path, strange)
+        self._number = max((each.number for each in found), default=0)
         return found
 
     def _clear(self, name: str, match: re.Match[str]) -> None:
@@ -202,8 +228,9 @@ class Directory:
     def _candidate(self, name: str, match: re.Match[str]) -> Segment | None:
         created_ns = _created_ns(match[3])
         path = self.path / name
-        said = read_sidecar(path.with_suffix(SUFFIX))
-        descriptor = os.open(path, _ADOPT | os.O_NONBLOCK)
+        beside = path.with_suffix(SUFFIX)
+        said = _believed(read_sidecar(beside), created_ns)
+        descriptor = os.open(path, _ADOPT)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -212,12 +239,16 @@ class Directory:
         finally:
             os.close(descriptor)
         if len(header) < PcapHeader.SIZE and self._header.startswith(header):
+            if status.st_uid != os.geteuid():
+                raise FormatError("without a header, of another user", offset=0)
             # Killed while it was made: there is nothing in it.
             _log.info("%s is without a header, and removed", name)
             path.unlink()
-            path.with_suffix(SUFFIX).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             return None
         self._check(header)
+        if said is None and beside.exists():
+            _log.warning("%s says what cannot be: the packets alone tell", beside)
         begin_ns = created_ns if said is None else said.begin_ns
         return Segment(
             path,
@@ -229,6 +260,8 @@ class Directory:
             lost=0 if said is None else said.lost,
             interfaces={} if said is None else _interfaces(said),
             disk_bytes=max(status.st_size, status.st_blocks * _BLOCK),
+            identity=(status.st_dev, status.st_ino),
+            run="" if said is None else said.run,
         )
 
     def _check(self, data: bytes) -> None:
@@ -241,21 +274,25 @@ class Directory:
                 offset=20,
             )
 
-    def adopt(self, segment: Segment) -> None:
+    def adopt(self, segment: Segment, following: Segment | None = None) -> None:
         """Read a segment that ``survey`` found, and cut the record that is torn.
 
         What follows the first record that cannot be is left in the file and named in
-        the log. Any thread, before the segment is shared.
+        the log. ``following`` is the adopted segment after it, if there is one. Any
+        thread, before the segment is shared.
 
         Raises:
             OSError: the file cannot be read or cut.
             DdumpError: the file is not what it seemed to be.
 
         """
-        said = read_sidecar(segment.sidecar_path)
+        created_ns = segment.begin_ns // SECONDS * SECONDS
+        said = _believed(read_sidecar(segment.sidecar_path), created_ns)
         descriptor = os.open(segment.path, _ADOPT)
         try:
             status = os.fstat(descriptor)
+            if segment.identity != (status.st_dev, status.st_ino):
+                raise FormatError("another file bears its name", offset=0)
             self._check(os.pread(descriptor, PcapHeader.SIZE, 0))
             segment.index.scan(descriptor, status.st_size)
             size = self._end_of(segment, status.st_size)
@@ -267,10 +304,13 @@ class Directory:
         segment.size = size
         segment.begin_ns, segment.end_ns = _recorded(
             said,
-            created_ns=segment.begin_ns,
+            created_ns=created_ns,
             greatest_ns=segment.index.greatest_ns,
             modified_ns=status.st_mtime_ns,
         )
+        unfinished = said is not None and not said.closed
+        if unfinished and following is not None and _meet(segment, following):
+            segment.end_ns = following.begin_ns
         segment.closed = True
         if said != (known := segment.sidecar()):
             # The next run cannot tell it anew: cutting has changed the file's time.
@@ -316,15 +356,39 @@ def _created_ns(stamp: str) -> int:
         created = datetime.datetime.strptime(stamp, _STAMP)
     except ValueError:
         raise FormatError("a name with no date in it", offset=0) from None
-    return int(created.replace(tzinfo=datetime.UTC).timestamp()) * SECONDS
+    created_ns = int(created.replace(tzinfo=datetime.UTC).timestamp()) * SECONDS
+    if not 0 <= created_ns < _LAST_NS:
+        raise FormatError("a name with a date that cannot be", offset=0)
+    return created_ns
+
+
+def _believed(said: Sidecar | None, created_ns: int) -> Sidecar | None:
+    """Return ``said`` if it is of a segment that was made in the second of its name."""
+    if said is None or not 0 <= said.begin_ns - created_ns <= SECONDS:
+        return None
+    return said
 
 
 def _interfaces(said: Sidecar) -> dict[int, frozenset[str]]:
     return {
-        int(index): frozenset(names)
+        int(index): frozenset(name for name in names if len(name) <= _MAX_NAME)
         for index, names in said.interfaces.items()
-        if index.isascii() and index.isdigit()
+        if index.isascii() and index.isdigit() and len(index) <= _MAX_DIGITS
     }
+
+
+def _meet(segment: Segment, following: Segment) -> bool:
+    """Whether ``following`` went on where ``segment`` ended, and all before it was read.
+
+    That nothing is known of beyond its beginning would not be enough: packets of before
+    it may have waited in the kernel.
+    """
+    return (
+        segment.run == following.run != ""
+        and segment.number + 1 == following.number
+        and segment.end_ns <= following.begin_ns <= segment.end_ns + 2 * REFRESH_NS
+        and following.begin_ns < following.end_ns
+    )
 
 
 def _recorded(

@@ -208,6 +208,8 @@ class Recorder:
             self._refresh_ns = now_ns + REFRESH_NS
             self._count_dropped()
             self._tail.refresh()
+            if not self._tail.fits(b""):
+                self._tail.rotate(self._clock())
 
     def _count_dropped(self) -> None:
         _, dropped, _ = self._source.statistics()

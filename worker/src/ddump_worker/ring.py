@@ -8,6 +8,10 @@ the recorder up and the recorder holds up no reader.
 A segment that is evicted while it is pinned is held: its name is gone, its bytes stay.
 What is held beyond ``pinned_limit_bytes``, or while the disk is short of room, is
 revoked, oldest first: the slowest readers lose it.
+
+A segment whose file a stranger deleted, replaced or changed is forgotten: nobody sees it
+any more. What is left of the file stays, and counts, until it would have been evicted:
+so the ring keeps its size also where the file comes back.
 """
 
 from __future__ import annotations
@@ -143,9 +147,13 @@ class Ring:
         self._held: dict[Segment, None] = {}  # oldest first
         self._visible: tuple[Segment, ...] | None = None
         self._shortened = ""
+        self._undeletable: set[Segment] = set()
+        self._stuck_bytes = 0
         try:
             self._present = self.directory.survey()
             self._unread = dict.fromkeys(self._present)
+            for each in self._present:
+                each.report = self.forget
             self.limit_bytes = self._first_limit()
         except BaseException as exc:
             self.directory.close()
@@ -205,7 +213,9 @@ class Ring:
         if visible is None:
             with self._lock:
                 visible = tuple(
-                    each for each in self._present if each not in self._unread
+                    each
+                    for each in self._present
+                    if each not in self._unread and not each.revoked
                 )
                 self._visible = visible
         return visible
@@ -241,6 +251,19 @@ class Ring:
                         free.append(each)
         for each in free:
             each.revoke()
+
+    def forget(self, segment: Segment, reason: str) -> None:
+        """Show ``segment`` no longer, as its file is not what was written; any thread.
+
+        ``reason`` says what is wrong with it. The file is left alone until its turn to
+        be evicted comes; again, or after that, is harmless.
+        """
+        if not segment.revoke(reason):
+            return
+        with self._lock:
+            self._held.pop(segment, None)
+            self._visible = None
+        _log.error("%s is not served any more: %s", segment.path, reason)
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have ``callback`` called on each commit and flush; return the way to end it.
@@ -295,40 +318,56 @@ class Ring:
 
     def add(self, segment: Segment) -> None:
         """Take in the newest segment."""
+        segment.report = self.forget
         with self._lock:
             self._present.append(segment)
             self._visible = None
 
     def make_room(self) -> None:
-        """Evict what has to go before one more segment is made.
+        """Evict what has to go for one more segment, which is not yet added.
+
+        What cannot be deleted stays, and the next one goes in its place.
 
         Raises:
-            OSError: the file system does not tell its free space.
+            OSError: too little can be deleted, or the free space is not told.
 
         """
         options = self.options
-        free, total = self.directory.space()
-        with self._lock:
-            present = list(self._present)
-            held = list(self._held)
-            pinned = bool(self._pins)
-        reserve = self._reserve(total)
-        decided = plan(
-            [each.disk_bytes for each in present],
-            [each.disk_bytes for each in held],
-            size=options.size,
-            segment_size=options.segment_size,
-            free=free,
-            reserve=reserve,
-            pinned=pinned,
-        )
-        for each in held[: decided.revoke]:
-            self._revoke(each)
-        for each in present[: decided.evict]:
-            if not each.growing:
-                self._evict(each, hold=decided.hold)
-        self.limit_bytes = decided.limit
-        if decided.limit < options.size:
+        stuck: set[Segment] = set()
+        while True:
+            free, total = self.directory.space()
+            with self._lock:
+                present = [each for each in self._present if each not in stuck]
+                held = list(self._held)
+                pinned = bool(self._pins)
+            reserve = self._reserve(total)
+            self._stuck_bytes = sum(each.disk_bytes for each in stuck)
+            size = options.size - self._stuck_bytes
+            if size < LEAST_SEGMENTS * options.segment_size:
+                raise OSError(
+                    f"{len(stuck)} files of {self.directory.path} cannot be deleted"
+                )
+            decided = plan(
+                [each.disk_bytes for each in present],
+                [each.disk_bytes for each in held],
+                size=size,
+                segment_size=options.segment_size,
+                free=free,
+                reserve=reserve,
+                pinned=pinned,
+            )
+            for each in held[: decided.revoke]:
+                self._revoke(each)
+            left = [
+                each
+                for each in present[: decided.evict]
+                if not each.growing and not self._evict(each, hold=decided.hold)
+            ]
+            if not left:
+                break
+            stuck.update(left)
+        self.limit_bytes = decided.limit + self._stuck_bytes
+        if self.limit_bytes < options.size:
             self._shorten(
                 f"{format_size(free)} of the disk are free, and {format_size(reserve)} "
                 "are to stay free"
@@ -340,49 +379,72 @@ class Ring:
         """Free some of a disk that is full; return whether there was anything to free."""
         with self._lock:
             held = next(iter(self._held), None)
-            oldest = next((each for each in self._present if not each.growing), None)
+            present = [each for each in self._present if not each.growing]
         if held is not None:
             self._revoke(held)
             return True
-        if oldest is None:
+        if not any(self._evict(each, hold=False) for each in present):
             return False
-        self._evict(oldest, hold=False)
         with self._lock:
             self.limit_bytes = sum(each.disk_bytes for each in self._present)
         self._shorten("the disk is full")
         return True
 
-    def _evict(self, segment: Segment, *, hold: bool) -> None:
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something could not be deleted when room was made last."""
+        return bool(self._stuck_bytes)
+
+    def _evict(self, segment: Segment, *, hold: bool) -> bool:
+        """Delete ``segment``; return whether its file is gone."""
+        with self._lock:
+            if segment not in self._present:
+                return True  # it could not be adopted, and was left alone
+            unread = segment in self._unread
+            self._unread.pop(segment, None)
+        forgotten = segment.revoked
+        if unread:
+            segment.revoke()  # nobody has seen it
+        elif not forgotten:
+            self._keep(segment)
+        if not self._discard(segment):
+            segment.let_go()
+            return False
         with self._lock:
             self._present.remove(segment)
-            self._unread.pop(segment, None)
             self._visible = None
-            hold = hold and segment in self._pins
-        self.evicted += 1
-        # It is open before its name goes: a reader finds the one or the other.
-        if not (hold and self._hold(segment)):
+            held = hold and segment in self._pins and not segment.revoked
+            if held:
+                self._held[segment] = None
+        if not held:
             segment.revoke()
-        try:
-            self.directory.discard(segment)
-        except OSError as exc:
-            _log.error("%s cannot be deleted: %s", segment.path, exc.strerror)
+        self.evicted += not forgotten
         with self._lock:
-            held = list(self._held)
-        sizes = [each.disk_bytes for each in held]
-        for each in held[: excess(sizes, limit=self.pinned_limit_bytes)]:
+            over = list(self._held)
+        sizes = [each.disk_bytes for each in over]
+        for each in over[: excess(sizes, limit=self.pinned_limit_bytes)]:
             self._revoke(each)
+        return True
 
-    def _hold(self, segment: Segment) -> bool:
+    def _keep(self, segment: Segment) -> None:
+        # It is open before its name goes: a reader finds the one or the other.
         try:
             segment.keep()
         except OSError as exc:
             _log.warning("%s cannot be kept: %s", segment.path, exc.strerror)
+            segment.revoke()
+
+    def _discard(self, segment: Segment) -> bool:
+        try:
+            self.directory.discard(segment)
+        except OSError as exc:
+            # Said once, not with each segment that is made.
+            if segment not in self._undeletable:
+                _log.error("%s cannot be deleted: %s", segment.path, exc.strerror)
+            self._undeletable.add(segment)
             return False
-        with self._lock:
-            wanted = segment in self._pins  # still
-            if wanted:
-                self._held[segment] = None
-        return wanted
+        self._undeletable.discard(segment)
+        return True
 
     def _revoke(self, segment: Segment) -> None:
         with self._lock:
@@ -410,8 +472,12 @@ class Ring:
             )
 
     def _adopt(self, segment: Segment) -> bool:
+        with self._lock:
+            following = next(
+                (each for each in self._present if each.number > segment.number), None
+            )
         try:
-            self.directory.adopt(segment)
+            self.directory.adopt(segment, following)
             adopted = True
         except (OSError, DdumpError) as exc:
             if not segment.revoked:

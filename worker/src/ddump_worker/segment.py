@@ -5,6 +5,9 @@ is evicted while readers still need it is kept by a descriptor that was opened b
 its name went; every lease is then a copy of that. Revoking closes the descriptor, and
 the bytes are free as soon as the last lease ends.
 
+A file may be deleted, replaced or cut by a stranger. Who opens it notices that, and says
+so to the ring, which forgets the segment.
+
 Facts are single attributes that the recorder alone writes: a reader on another thread
 sees one value or the next. The lock guards the descriptor; nothing under it waits for
 a disk.
@@ -13,7 +16,9 @@ a disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import threading
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -26,16 +31,21 @@ from ._ring import Index
 from .sidecar import SUFFIX, Sidecar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["RevokedError", "Segment"]
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+# Opening what a stranger has put there must not wait.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+_MISSING = "its file is missing"
+_OTHER = "another file bears its name"
+_EVICTED = "has left the ring"
 
 
 class RevokedError(CaptureError):
-    """The segment's bytes are gone."""
+    """The segment's bytes are gone: it was evicted, or its file is not what it was."""
 
 
 class Segment:
@@ -46,7 +56,8 @@ class Segment:
     what it takes of the disk. ``dropped`` packets were lost by the kernel while it was
     written, ``lost`` as the disk did not take them. ``interfaces`` are the names that
     each index had meanwhile, where the link type keeps the index. None of it changes
-    any more when it is ``closed``.
+    any more when it is ``closed``. ``run`` tells those of one process; ``identity`` are the device and inode of the file,
+    and ``report`` is called with what is wrong with it, by any thread.
     """
 
     def __init__(
@@ -61,6 +72,8 @@ class Segment:
         lost: int = 0,
         interfaces: Mapping[int, frozenset[str]] = MappingProxyType({}),
         disk_bytes: int = 0,
+        identity: tuple[int, int] | None = None,
+        run: str = "",
     ) -> None:
         self.path = path
         self.number = number
@@ -73,11 +86,15 @@ class Segment:
         self.interfaces = interfaces
         self.size = PcapHeader.SIZE
         self.disk_bytes = disk_bytes
+        self.identity = identity
+        self.run = run
         self.growing = False
         self.closed = False
+        self.report: Callable[[Segment, str], object] = Segment.revoke
         self._lock = threading.Lock()
         self._kept: int | None = None
         self._revoked = False
+        self._reason = ""
 
     def __repr__(self) -> str:
         return f"<Segment {self.name}>"
@@ -105,7 +122,7 @@ class Segment:
         and its bytes stay on the disk until it ends: keep it short.
 
         Raises:
-            RevokedError: the bytes are gone.
+            RevokedError: the bytes are gone, or are not those that were written.
             OSError: the file cannot be opened.
 
         """
@@ -123,36 +140,84 @@ class Segment:
                 if self._kept is not None:
                     return os.dup(self._kept)
             try:
-                return os.open(self.path, _READ)
-            except FileNotFoundError:
-                # Evicted just now, or deleted by a stranger.
-                with self._lock:
-                    if self._kept is None:
-                        raise self._gone() from None
+                return self._open_file()
+            except FileNotFoundError as exc:
+                if not self._leaves():
+                    self.report(self, exc.strerror or _MISSING)
+
+    def _leaves(self) -> bool:
+        """Whether it was evicted just now."""
+        with self._lock:
+            return self._revoked or self._kept is not None
+
+    def _open_file(self) -> int:
+        committed = self.index.committed  # before the file grows on
+        try:
+            descriptor = os.open(self.path, _READ)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, _MISSING) from None
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            raise FileNotFoundError(errno.ENOENT, _OTHER) from None
+        wrong = self.judge(descriptor, committed)
+        if wrong:
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, wrong)
+        return descriptor
+
+    def judge(self, descriptor: int, committed: int) -> str:
+        """Return what is wrong with the file that is to have ``committed`` bytes."""
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino)
+        if not stat.S_ISREG(status.st_mode) or self.identity not in (None, identity):
+            return _OTHER
+        if not status.st_nlink:
+            return _MISSING
+        if status.st_size < committed:
+            return f"its file was cut to {status.st_size} of {committed} bytes"
+        return ""
 
     def _gone(self) -> RevokedError:
         return RevokedError(
-            f"{self.name} has left the ring", hint="ask for a later window"
+            f"{self.name} {f'is gone: {self._reason}' if self._reason else _EVICTED}",
+            hint="ask for a later window",
         )
 
     def keep(self) -> None:
         """Keep the bytes beyond the removal of the name, until ``revoke``.
 
         Raises:
-            OSError: the file cannot be opened.
+            OSError: the file cannot be opened, or is not what it was.
 
         """
-        descriptor = os.open(self.path, _READ)
+        descriptor = self._open_file()
         with self._lock:
-            self._kept = descriptor
+            if not self._revoked:
+                self._kept, descriptor = descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
-    def revoke(self) -> None:
-        """Give no lease any more, and let go of the bytes; again is harmless."""
+    def let_go(self) -> None:
+        """Read by the name again, which did not go; what is lent stays."""
         with self._lock:
-            self._revoked = True
             kept, self._kept = self._kept, None
         if kept is not None:
             os.close(kept)
+
+    def revoke(self, reason: str = "") -> bool:
+        """Give no lease any more, and let go of the bytes; again is harmless.
+
+        ``reason`` says what is wrong with the file; it was evicted if there is none.
+        Return whether it was not revoked before.
+        """
+        with self._lock:
+            first = not self._revoked
+            if first:
+                self._revoked = True
+                self._reason = reason
+        self.let_go()
+        return first
 
     def sidecar(self) -> Sidecar:
         """Return what is to be written beside the segment."""
@@ -162,6 +227,7 @@ class Segment:
             dropped=self.dropped,
             lost=self.lost,
             closed=self.closed,
+            run=self.run,
             interfaces={
                 str(index): sorted(names) for index, names in self.interfaces.items()
             },

@@ -2,17 +2,21 @@
 
 A pcap file tells neither when its recording began and ended nor what was lost. A
 sidecar is replaced as a whole, by a rename: whoever reads it finds the old one or the
-new one. One that cannot be read is as good as none, for the packets are elsewhere; one
-of another version is a reason to leave its segment alone.
+new one. One that says what cannot be is as good as none, for the packets are elsewhere:
+so is one that tells of a time after it was written. One of another version, or that is
+no regular file, is a reason to leave its segment alone.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from ddump_common.errors import FormatError
+from ddump_common.units import SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +29,10 @@ TEMPORARY_SUFFIX = ".json.new"
 
 _MAX_BYTES = 1 << 20
 _MODE = 0o640
+# A file that is a stranger's must neither be followed nor waited for.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+# File systems note the time of a file as coarsely as this.
+_COARSE_NS = 2 * SECONDS
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
@@ -35,7 +43,8 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     It was recorded from ``begin_ns`` to ``end_ns``, nanoseconds since the epoch by the
     recorder's clock; ``dropped`` packets were lost by the kernel meanwhile, ``lost`` as
     the disk did not take them. ``interfaces`` are the names that each index had. Where
-    it is not ``closed``, recording went on for longer than this says.
+    it is not ``closed``, recording went on for longer than this says. ``run`` is the
+    same for all that one process recorded.
     """
 
     version: int = VERSION
@@ -45,31 +54,42 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     lost: _Count = 0
     interfaces: dict[str, list[str]] = {}
     closed: bool = False
+    run: str = ""
 
 
 class _Version(msgspec.Struct):
-    version: int
+    version: _Count
 
 
 def read_sidecar(path: Path) -> Sidecar | None:
-    """Return what ``path`` says; ``None`` if it is missing or not such a file.
+    """Return what ``path`` says; ``None`` if it is missing or cannot be true.
 
     Raises:
-        FormatError: it is of another version.
+        FormatError: it is of another version, or not a regular file.
         OSError: it cannot be read.
 
     """
     try:
-        with path.open("rb") as file:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise FormatError(f"{path.name} is not a regular file", offset=0)
+        with open(os.open(path, _READ), "rb") as file:  # noqa: PTH123 - flags
+            written_ns = os.fstat(file.fileno()).st_mtime_ns
             text = file.read(_MAX_BYTES)
     except FileNotFoundError:
         return None
+    said = _decode(path, text)
+    if said is None or not said.begin_ns <= said.end_ns <= written_ns + _COARSE_NS:
+        return None
+    return said
+
+
+def _decode(path: Path, text: bytes) -> Sidecar | None:
     try:
         version = msgspec.json.decode(text, type=_Version).version
         if version != VERSION:
             raise FormatError(f"{path.name} is of version {version}", offset=0)
         return msgspec.json.decode(text, type=Sidecar)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -85,6 +105,10 @@ def write_sidecar(path: Path, sidecar: Sidecar) -> None:
     try:
         with temporary.open("xb") as file:
             file.write(msgspec.json.encode(sidecar))
+            file.flush()
+            if os.fstat(file.fileno()).st_mtime_ns < sidecar.end_ns:
+                # The clock was set back: whoever reads it takes that for untrue.
+                os.utime(file.fileno(), ns=(sidecar.end_ns, sidecar.end_ns))
         temporary.chmod(_MODE)
         temporary.replace(path)
     except OSError:

@@ -4,6 +4,9 @@ A batch is one write and then one step of the index: what the index has is in th
 and nobody reads beyond it. Where a batch does not go to the disk whole, the file's end
 is taken back to where it was.
 
+A new segment is made before an old one is evicted for it. Where none can be made, the
+growing one does not grow beyond its size: what comes is counted as lost until one can.
+
 Consecutive segments share the instant at which one followed the other. Until it is
 known that all packets before that instant were read, the older one *settles*: its end
 is how far is known, as the end of the growing one is.
@@ -21,6 +24,7 @@ from ddump_common.api import Link
 from ddump_common.errors import CaptureError
 from ddump_common.pcap import PcapHeader
 
+from ._ring import preallocate
 from .sidecar import write_sidecar
 
 if TYPE_CHECKING:
@@ -64,9 +68,9 @@ class Tail:
         self._note_names()
 
     def fits(self, batch: bytes) -> bool:
-        """Whether ``batch`` belongs into the growing segment."""
+        """Whether ``batch`` belongs into the growing segment, which is still there."""
         size = self._segment.size
-        return (
+        return not self._segment.revoked and (
             size + len(batch) <= self._ring.options.segment_size
             or size == PcapHeader.SIZE
         )
@@ -79,22 +83,29 @@ class Tail:
 
         """
         segment = self._segment
+        if not self.fits(batch):
+            self._lose(packets)  # it was said why no other could be made
+            return
         try:
             self._write(batch, segment.size)
         except OSError as exc:
-            segment.lost += packets
-            self._lost += packets
+            self._lose(packets)
             self._fail(_NOT_TAKEN, exc.strerror or str(exc))
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, segment.size)
             return
         taken = segment.index.append(batch)
         segment.size = segment.index.committed
+        segment.disk_bytes = max(segment.disk_bytes, segment.size)
         if taken != len(batch):
             raise CaptureError(
                 f"byte {taken} of {len(batch)} that were captured begins no record"
             )
         self._recover(_NOT_TAKEN)
+
+    def _lose(self, packets: int) -> None:
+        self._segment.lost += packets
+        self._lost += packets
 
     def _write(self, batch: bytes, offset: int) -> None:
         written = 0
@@ -128,7 +139,7 @@ class Tail:
         )
 
     def rotate(self, now_ns: int) -> None:
-        """Begin a new segment; where that cannot be, the old one goes on growing."""
+        """Begin a new segment; where that cannot be, the old one is the last still."""
         try:
             segment, descriptor = self._create(now_ns)
         except OSError as exc:
@@ -157,32 +168,49 @@ class Tail:
 
     def _create(self, now_ns: int) -> tuple[Segment, int]:
         ring = self._ring
-        ring.make_room()
-        size = ring.options.segment_size
+        if ring.is_stuck:
+            # A file that cannot be given up could not be taken away again either.
+            ring.make_room()
+        segment, descriptor = self._create_empty(now_ns)
+        try:
+            ring.make_room()
+            self._take_ahead(descriptor)
+        except OSError:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):  # why it cannot be made says more
+                ring.directory.discard(segment)
+            raise
+        segment.disk_bytes = ring.options.segment_size
+        return segment, descriptor
+
+    def _create_empty(self, now_ns: int) -> tuple[Segment, int]:
         while True:
             try:
-                segment, descriptor = ring.directory.create(now_ns, size=size)
+                return self._ring.directory.create(now_ns)
+            except OSError as exc:
+                if exc.errno not in _FULL or not self._ring.give_way():
+                    raise
+
+    def _take_ahead(self, descriptor: int) -> None:
+        while True:
+            try:
+                preallocate(descriptor, self._ring.options.segment_size)
             except OSError as exc:
                 if exc.errno not in _FULL:
                     raise
-                if ring.give_way():
+                if self._ring.give_way():
                     continue
-                if not size:
-                    raise
-                size = 0  # as much as there is
-            else:
-                segment.disk_bytes = ring.options.segment_size
-                return segment, descriptor
+            return  # all of it, or as much as there is
 
     def _release(self) -> None:
         # What was taken ahead and is not needed, and the descriptor.
         segment = self._segment
         try:
-            os.ftruncate(self._descriptor, segment.size)
+            if not segment.revoked:
+                os.ftruncate(self._descriptor, segment.size)
+                segment.disk_bytes = segment.size
         except OSError as exc:
             _log.error("%s cannot be cut: %s", segment.path, exc.strerror)
-        else:
-            segment.disk_bytes = segment.size
         os.close(self._descriptor)
 
     def flush(self, flushed_ns: int) -> None:
@@ -200,7 +228,13 @@ class Tail:
         self._segment.dropped += packets
 
     def refresh(self) -> None:
-        """Write down what is known of the segments whose sidecars are behind."""
+        """Write down what is known of the segments whose sidecars are behind.
+
+        The growing one is forgotten here if a stranger deleted or cut its file.
+        """
+        wrong = self._segment.judge(self._descriptor, self._segment.size)
+        if wrong:
+            self._ring.forget(self._segment, wrong)
         self._note_names()
         unwritten, self._unwritten = self._unwritten, []
         for segment in (
