@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -231,25 +233,6 @@ class TestWindow:
         assert await opened.deliver(client.send) == "complete"
         assert client.records() == records
 
-    async def test_a_file_that_was_changed_is_an_error(self, writer, open_pull):
-        await writer.write()
-        (segment,) = writer.ring.segments()
-        opened = open_pull(writer)
-        with segment.path.open("r+b") as file:
-            file.truncate(30)
-        with pytest.raises(CaptureError, match="not what was indexed"):
-            await pulled(opened)
-
-    async def test_a_file_that_cannot_be_read_is_an_error(self, writer, open_pull):
-        await writer.write()
-        (segment,) = writer.ring.segments()
-        opened = open_pull(writer)
-        segment.path.rename(segment.path.with_suffix(".away"))
-        segment.path.mkdir()
-        with pytest.raises(CaptureError, match="cannot read the ring: Is a directory"):
-            await pulled(opened)
-        segment.path.rmdir()
-
     async def test_closing_twice_is_harmless(self, writer, open_pull):
         opened = open_pull(writer)
         opened.close()
@@ -310,6 +293,137 @@ class TestPins:
         assert writer.ring.info().pinned_bytes > 5 * MB
         opened.close()
         await wait_until(lambda: writer.ring.info().pinned_bytes == 0)
+
+
+class TestDamage:
+    """A segment whose file is damaged costs its own packets, and no others."""
+
+    @staticmethod
+    def served(records, opened, found) -> None:
+        """Check that what is missing is counted, and is of one segment of 8."""
+        assert found == [each for each in records if each in found]
+        assert len(found) + opened.skipped == len(records)
+        assert 0 < opened.skipped <= 8
+
+    @staticmethod
+    def overwrite(segment) -> None:
+        """Change the first record of its file."""
+        with segment.path.open("r+b") as file:
+            file.seek(24)
+            file.write(b"\xff" * 1000)
+
+    async def test_one_that_was_cut(self, writer, open_pull):
+        records = await writer.fill(4)
+        segment = writer.ring.segments()[1]
+        opened = open_pull(writer)
+        os.truncate(segment.path, 500_000)
+        found = await pulled(opened)
+        self.served(records, opened, found)
+        assert set(records[:8] + records[16:]) <= set(found)
+
+    async def test_one_that_was_overwritten_is_skipped_from_there_on(
+        self, writer, open_pull
+    ):
+        records = await writer.fill(4)
+        opened = open_pull(writer)
+        self.overwrite(writer.ring.segments()[2])
+        found = await pulled(opened)
+        self.served(records, opened, found)
+        assert found == records[:16] + records[24:]
+
+    async def test_several_of_them(self, writer, open_pull):
+        records = await writer.fill(5)
+        opened = open_pull(writer)
+        for number in (0, 2, 4):
+            os.truncate(writer.ring.segments()[number].path, 0)
+        assert await pulled(opened) == records[8:16] + records[24:32]
+        assert opened.skipped == 24
+
+    async def test_one_that_cannot_be_opened(self, writer, open_pull):
+        records = await writer.fill(3)
+        segment = writer.ring.segments()[1]
+        opened = open_pull(writer)
+        segment.path.rename(segment.path.with_suffix(".away"))
+        segment.path.mkdir()
+        try:
+            assert await pulled(opened) == records[:8] + records[16:]
+            assert opened.skipped == 8
+        finally:
+            segment.path.rmdir()
+
+    async def test_one_that_the_disk_does_not_give(
+        self, writer, open_pull, monkeypatch
+    ):
+        records = await writer.fill(3)
+        segment = writer.ring.segments()[1]
+        opened = open_pull(writer)
+        open_ = os.open
+
+        def fail(path, *given, **options):
+            if path == segment.path:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return open_(path, *given, **options)
+
+        monkeypatch.setattr(os, "open", fail)
+        assert await pulled(opened) == records[:8] + records[16:]
+        assert opened.skipped == 8
+        assert segment not in writer.ring.segments()
+
+    async def test_one_that_is_missing(self, writer, open_pull):
+        records = await writer.fill(3)
+        opened = open_pull(writer)
+        writer.ring.segments()[1].path.unlink()
+        assert await pulled(opened) == records[:8] + records[16:]
+        assert opened.skipped == 8
+
+    async def test_it_is_named_once_whoever_meets_it(self, writer, open_pull, caplog):
+        await writer.fill(3)
+        segment = writer.ring.segments()[1]
+        both = [open_pull(writer), open_pull(writer, follow=True)]
+        self.overwrite(segment)
+        await pulled(both[0])
+        both[1].stop()
+        await pulled(both[1])
+        assert both[0].skipped == both[1].skipped == 8
+        (line,) = [each for each in caplog.messages if segment.name in each]
+        assert "at byte 24: no whole record is there" in line
+        assert await pulled(open_pull(writer))
+
+    async def test_one_that_is_followed(self, writer, open_pull):
+        opened = open_pull(writer, follow=True)
+        client = Client()
+        client.takes.clear()
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(opened.deliver(client.send))
+            records = await writer.write()
+            await client.has(2)
+            records += await writer.fill(3)
+            self.overwrite(writer.ring.segments()[1])
+            client.takes.set()
+            await wait_until(lambda: opened.packets + opened.skipped == len(records))
+            records += await writer.write()
+            await wait_until(lambda: opened.packets + opened.skipped == len(records))
+            opened.stop()
+        assert delivery.result() == "shutdown"
+        self.served(records, opened, client.records())
+        await wait_until(lambda: len(opened._held) == 1)
+
+    async def test_a_worker_that_is_short_of_files_blames_no_segment(
+        self, writer, open_pull, monkeypatch
+    ):
+        records = await writer.fill(2)
+        opened = open_pull(writer)
+
+        def fail(*_):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", fail)
+            with pytest.raises(CaptureError, match=r"cannot open ddump-.*: Too many"):
+                await pulled(opened)
+        opened.close()
+        await wait_until(lambda: not writer.ring._pins)
+        assert await pulled(open_pull(writer)) == records
 
 
 class TestFollow:

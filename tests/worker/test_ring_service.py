@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import re
+import resource
 import signal
 import socket
 import subprocess
 import time
 from collections import Counter
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import pytest
@@ -573,6 +574,81 @@ async def evicted_segments(http) -> float:
             if line.startswith("ddump_worker_ring_evicted_segments_total ")
         ]
         return float(line.split()[1])
+
+
+class TestDamage:
+    """Files of the ring that a stranger writes to."""
+
+    @staticmethod
+    def damage(tmp_path, number) -> str:
+        """Overwrite some of a segment in its middle; return its name."""
+        path = sorted((tmp_path / "ring").glob("ddump-*.pcap"))[number]
+        with path.open("r+b") as file:
+            file.seek(500_000)
+            file.write(b"\xff" * 4096)
+        return path.name
+
+    async def test_it_costs_what_is_behind_it_in_its_segment(self, tmp_path):
+        async with recording(tmp_path) as (running, http):
+            with talker() as udp:
+                sent = await flood(udp, packets=4000)
+                whole = payloads(await window(http, last="1m", filter=udp.filter))
+                assert whole == sent
+                names = [self.damage(tmp_path, number) for number in (1, 3)]
+                found = payloads(await window(http, last="1m", filter=udp.filter))
+                again = payloads(await window(http, last="1m", filter=udp.filter))
+            ended = list((await streams(http)).values())
+            for name in names:
+                assert running.text.count(name) == 1, running.text
+        # In order, with two gaps that are counted. What is not read is not judged.
+        places = [sent.index(each) for each in found]
+        assert places == sorted(set(places))
+        assert sum(y - x > 1 for x, y in itertools.pairwise(places)) == 2
+        missing = len(sent) - len(found)
+        assert 0 < missing <= ended[1]["skipped"] < 2000
+        assert set(again) <= set(found)
+        assert running.text.count("ended: complete") == 3
+
+    async def test_a_worker_ends_while_it_is_met(self, tmp_path):
+        async with recording(tmp_path) as (running, http):
+            with talker() as udp:
+                ask = f"/ring?follow=1&filter={quote(udp.filter)}"
+                reader, writer = await connect(running, ask, receive_buffer=4096)
+                sent = await flood(udp, packets=8000)
+
+                async def is_there():
+                    return (await ring_info(http))["packets"] >= len(sent)
+
+                await wait_until(is_there)
+                for number in (1, 2, 3):
+                    self.damage(tmp_path, number)
+                running.terminate()
+                data = await reader.read()
+                writer.close()
+            await stop(running)
+        assert payloads(data)[0] == sent[0]
+        assert re.search("window 1 for .* ended: shutdown", running.text)
+
+    async def test_one_that_fails_lets_go_of_all_and_is_told_of(self, tmp_path):
+        async with recording(tmp_path) as (running, http):
+            with talker() as udp:
+                ask = f"/ring?follow=1&filter={quote(udp.filter)}"
+                reader, writer = await connect(running, ask)
+                limit = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+                resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (3, limit[1]))
+                udp.send(1)
+                await wait_until(lambda: "window 1 for" in running.text)
+                resource.prlimit(running.pid, resource.RLIMIT_NOFILE, limit)
+                await reader.read()
+                writer.close()
+                info = await ring_info(http)
+                assert (info["windows"], info["pinned_bytes"]) == (0, 0)
+                assert await window(http, last="1m", filter=udp.filter)
+        assert re.search(
+            r"ended: cannot open ddump-\S+: Too many open files; .* 0 packets, .* "
+            r"0 skipped",
+            running.text,
+        )
 
 
 class TestTheHost:

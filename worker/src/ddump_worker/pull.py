@@ -8,13 +8,15 @@ and none has more than one slice in memory.
 
 What a pull still has to read is pinned, and each segment let go as soon as it is
 passed. When more is pinned than the ring may keep, bytes are gone before they are
-reached: their packets are counted as skipped.
+reached: their packets are counted as skipped. So are those of a segment whose file is
+damaged, from where that is met on, and the ring forgets it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import time
 from collections import deque
@@ -25,12 +27,12 @@ from ddump_common.errors import CaptureError
 from ddump_common.pcap import PcapHeader, Precision
 from ddump_common.units import SECONDS
 
-from ._ring import Cutter
+from ._ring import Cutter, UnreadableError
 from .capture import EndReason
 from .segment import RevokedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable
     from concurrent.futures import Executor
 
     from ddump_common.api import RingQuery
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 __all__ = ["Bounds", "Pull"]
 
 SLICE_BYTES = 512 << 10
+
+# What the process lacks when a file cannot be opened: no fault of the file.
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 # A packet reaches the ring within 300 ms.
 _GRACE_SECONDS = 0.4
@@ -134,7 +139,7 @@ class Pull:
 
     @property
     def skipped(self) -> int:
-        """How many packets were gone when they were reached."""
+        """How many packets were gone, or could not be read, when they were reached."""
         return self._cutter.skipped + self._gone
 
     @property
@@ -209,7 +214,7 @@ class Pull:
         Cancelling loses what was read and not sent, and no more.
 
         Raises:
-            CaptureError: a segment cannot be read, or the recorder has failed.
+            CaptureError: no file can be opened, or the recorder has failed.
 
         """
         timer = None
@@ -357,23 +362,47 @@ class Pull:
 
     def _cut(self) -> bytes:
         # In a thread of the executor.
-        with _reading():
-            if not self._added:
-                self._added = True
-                for segment, size in self._parts:
-                    self._cutter.add(segment.index, size)
-            with contextlib.ExitStack() as stack:
+        if not self._added:
+            self._added = True
+            for segment, size in self._parts:
+                self._cutter.add(segment.index, size)
+        with contextlib.ExitStack() as stack:
+            try:
                 return self._cutter.cut(
-                    lambda part: _descriptor(self._parts[part][0], stack), SLICE_BYTES
+                    lambda part: self._descriptor(self._parts[part][0], stack),
+                    SLICE_BYTES,
                 )
+            except UnreadableError as exc:
+                # The next slice skips it.
+                segment, _ = self._parts[exc.part]
+                self._ring.forget(segment, exc.message)
+                return b""
 
     def _follow(self, segment: Segment) -> bytes:
         # In a thread of the executor.
-        with _reading(), contextlib.ExitStack() as stack:
-            data, self._offset = self._cutter.follow(
-                _descriptor(segment, stack), segment.index, self._offset, SLICE_BYTES
-            )
+        with contextlib.ExitStack() as stack:
+            descriptor = self._descriptor(segment, stack)
+            try:
+                data, self._offset = self._cutter.follow(
+                    descriptor, segment.index, self._offset, SLICE_BYTES
+                )
+            except UnreadableError as exc:
+                self._ring.forget(segment, exc.message)
+                return b""
             return data
+
+    def _descriptor(self, segment: Segment, stack: contextlib.ExitStack) -> int:
+        """Return what to read ``segment`` by until ``stack`` ends; -1 if it is gone."""
+        try:
+            return stack.enter_context(segment.lease())
+        except RevokedError:
+            return -1
+        except OSError as exc:
+            words = exc.strerror or str(exc)
+            if exc.errno in _SHORT_OF:
+                raise CaptureError(f"cannot open {segment.name}: {words}") from exc
+            self._ring.forget(segment, words)
+            return -1
 
     def close(self) -> None:
         """Let go of all that is pinned, on a thread; again is harmless."""
@@ -382,19 +411,3 @@ class Pull:
             self._on_close(self)
             for pins in set(self._pins.values()):
                 self._executor.submit(pins.close)
-
-
-def _descriptor(segment: Segment, stack: contextlib.ExitStack) -> int:
-    """Return what to read ``segment`` by until ``stack`` ends; -1 if it is gone."""
-    try:
-        return stack.enter_context(segment.lease())
-    except RevokedError:
-        return -1
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise CaptureError(f"cannot read the ring: {exc.strerror or exc}") from exc
