@@ -445,8 +445,8 @@ def test_a_fifo_does_not_hold_it_up(directory):
 
 def test_what_a_killed_process_was_about_to_say_is_removed(directory):
     stem = "ddump-0000000007-20231114T221320Z"
-    (directory.path / f"{stem}.json.new").write_text('{"vers')
     write_sidecar(directory.path / f"{stem}.json", Sidecar(begin_ns=1, end_ns=2))
+    (directory.path / f"{stem}.json.new").write_text('{"vers')
     assert directory.survey() == []
     assert [each.name for each in directory.path.iterdir()] == ["lock"]
 
@@ -464,6 +464,15 @@ def test_one_that_became_another_file_meanwhile_is_an_error(directory):
     (segment,) = directory.survey()
     segment.path.write_bytes(bytes(10))
     with pytest.raises((OSError, DdumpError)):
+        directory.adopt(segment)
+
+
+def test_one_that_was_replaced_meanwhile_is_an_error(directory):
+    path = left(directory, records(1))
+    (segment,) = directory.survey()
+    path.rename(directory.path / "away")
+    path.write_bytes(pcap_header(nano=True) + records(2))
+    with pytest.raises(DdumpError, match="another file bears its name"):
         directory.adopt(segment)
 
 

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from ddump_worker import tail
 from ddump_worker.ring import Ring, RingOptions
 from ddump_worker.sidecar import Sidecar, read_sidecar
 from ddump_worker.tail import Tail
@@ -165,6 +166,24 @@ def test_with_no_room_at_all_what_comes_is_lost(written, monkeypatch):
     written.write(1)
     assert written.numbers() == [1, 2]
     assert written.ring.info().state == "recording"
+
+
+def test_room_that_is_taken_ahead_costs_the_oldest(written, monkeypatch):
+    written.write(3 * PER_SEGMENT)
+    take = tail.preallocate
+    errors = [errno.EDQUOT]
+
+    def full(descriptor, size):
+        if errors:
+            error = errors.pop()
+            raise OSError(error, os.strerror(error))
+        take(descriptor, size)
+
+    monkeypatch.setattr(tail, "preallocate", full)
+    written.write(1)
+    assert written.numbers() == [2, 3, 4]
+    growing = written.ring.segments()[-1]
+    assert growing.path.stat().st_blocks * 512 >= MB
 
 
 def test_one_that_cannot_have_its_room_leaves_nothing(written, monkeypatch):
