@@ -444,7 +444,7 @@ async def test_a_window_holds_a_live_stream_back_as_long_as_it_must(build, word)
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(run.to_the_end())
         # The live stream was moved by the clock again and again.
-        await until(lambda: run.fanin._timer is not None)
+        await until(lambda: run.fanin._clock.running)
         await asyncio.sleep(0.1)  # ten holds
         assert run.merge.counters(0)[0] == 0
         found.set()
@@ -601,132 +601,15 @@ def read_to_the_end(fd):
 # --- The clock ---
 
 
-def clocked(build, *, heard, words=None, **options):
-    """Return a run whose inputs were last heard of so many seconds ago."""
-    run = build(*[Script(opening=Forever) for _ in heard], words=words, **options)
-    now = asyncio.get_running_loop().time()
-    for lane, ago in zip(run.lanes, heard, strict=True):
-        lane.state = LaneState.OPEN
-        lane.heard = now - ago
-    run.moved = []
-    run.fanin._merge = Moves(run.merge, run.moved)
-    run.fanin._timer_due = now
-    return run
-
-
-@dataclass
-class Moves:
-    """A merge that notes who is moved by the clock."""
-
-    merge: Merge
-    moved: list
-
-    def advance(self, index, timestamp_ns):
-        self.moved.append((index, timestamp_ns))
-        self.merge.advance(index, timestamp_ns)
-
-    def __getattr__(self, name):
-        return getattr(self.merge, name)
-
-
 async def finish(run):
     run.fanin.interrupt()
     await run.to_the_end()
 
 
-async def test_the_clock_moves_who_was_silent(build):
-    run = clocked(build, heard=[0.5, 1.5, 60])
-    run.fanin._on_timer()
-    moved_to = run.now_ns - SECOND
-    assert run.moved == [(1, moved_to), (2, moved_to)]
-    assert run.fanin._wake.is_set()
-    assert run.fanin._timer is None  # nothing is held back
-    await finish(run)
-
-
-async def test_the_clock_never_moves_files_nor_who_has_ended(build):
-    run = clocked(build, heard=[60, 60, 60], words=["http://a", "b", "http://c"])
-    run.lanes[2].state = LaneState.ENDED
-    run.fanin._on_timer()
-    assert [index for index, _ in run.moved] == [0]
-    await finish(run)
-
-
-async def test_the_clock_comes_again_while_something_is_held_back(build):
-    run = clocked(build, heard=[0, 60])
-    run.merge.receive_data(0, pcap(RECORDS))
-    run.fanin._on_timer()
-    timer = run.fanin._timer
-    assert timer is not None
-    delay = timer.when() - asyncio.get_running_loop().time()
-    assert 0.05 < delay <= 0.1  # hold / 10
-    timer.cancel()
-    await finish(run)
-
-
-async def test_the_clock_waits_for_the_first_who_falls_silent(build):
-    run = clocked(build, heard=[0.25, 0.5])
-    run.fanin._arm()
-    delay = run.fanin._timer.when() - asyncio.get_running_loop().time()
-    assert 0.45 < delay <= 0.5
-    run.fanin._timer.cancel()
-    await finish(run)
-
-
-async def test_files_alone_need_no_clock(build):
-    run = clocked(build, heard=[60, 60], words=["a", "b"])
-    run.fanin._arm()
-    assert run.fanin._timer is None
-    await finish(run)
-
-
-async def test_a_process_that_slept_has_not_listened(build):
-    run = clocked(build, heard=[60, 60])
-    run.fanin._timer_due -= 0.6  # more than half of hold too late
-    run.fanin._on_timer()
-    assert run.moved == []
-    await finish(run)
-
-
-async def test_a_process_that_did_not_read_has_not_listened(build):
-    run = clocked(build, heard=[60, 60])
-    run.fanin._flow.clear()
-    run.fanin._on_timer()
-    assert run.moved == []
-    await finish(run)
-
-
-@pytest.mark.parametrize(
-    ("words", "states", "moved"),
-    [
-        # Streams flow on while another target is still connecting,
-        (["http://a", "http://b"], ["open", "connecting"], [0, 1]),
-        (["http://a", "http://b"], ["connecting", "connecting"], [0, 1]),
-        # files wait for it,
-        (["a", "http://b"], ["open", "connecting"], []),
-        # and when there are both, the stream counts for more.
-        (["a", "http://b", "http://c"], ["open", "open", "connecting"], [1, 2]),
-        # Windows are as files: they wait,
-        (["http://a?last=1m", "http://b"], ["open", "connecting"], []),
-        (["http://a?last=1m&follow=1", "http://b?last=1m"], ["open", "connecting"], []),
-        # and hold streams back while they are open, not while they connect.
-        (["http://a?last=1m", "http://b"], ["open", "open"], [1]),
-        (["http://a?last=1m", "http://b"], ["connecting", "open"], [1, 0]),
-    ],
-)
-async def test_who_is_held_by_a_target_that_connects(build, words, states, moved):
-    run = clocked(build, heard=[60] * len(words), words=words)
-    for lane, state in zip(run.lanes, states, strict=True):
-        lane.state = LaneState(state)
-    run.fanin._on_timer()
-    assert [index for index, _ in run.moved] == moved
-    await finish(run)
-
-
 async def test_a_timer_does_not_outlive_the_run(build):
     run = build(Script([pcap(RECORDS)]))
     await run.to_the_end()
-    assert run.fanin._timer.cancelled()
+    assert not run.fanin._clock.running
 
 
 async def test_opening_is_said_to_who_wants_to_know(build, caplog):

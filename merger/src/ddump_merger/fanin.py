@@ -5,10 +5,6 @@ comes, a file or a window of its ring when the merge waits for it: what a window
 meanwhile waits in the connection, and its worker is held by TCP, as all are while the
 sink is full. The merge is never waited for by polling: bytes, ends and the clock wake
 the task that drains it.
-
-The clock moves only live streams, which deliver what happens now: one that was silent for
-``hold`` cannot hold the others back by more than that. While the sink is full, or this
-process slept, silence means nothing, and counts from anew.
 """
 
 from __future__ import annotations
@@ -30,6 +26,7 @@ from ddump_common.errors import (
 )
 from ddump_common.units import SECONDS
 
+from .clock import Clock
 from .header import choose_link_type, fits, link_type_name
 from .lane import Lane, LaneState
 from .scan import Scan, catch_up
@@ -48,12 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["Fanin"]
 
 logger = logging.getLogger(__name__)
-
-# How often silent streams are moved while the merge holds packets back, as a part of
-# ``hold``, and between which bounds in seconds: what it costs in lateness.
-_TICKS_PER_HOLD = 10
-_SHORTEST_TICK = 0.010
-_LONGEST_TICK = 0.100
 
 # What is given to the sink at a time, to wake its thread less often.
 _PUT_BYTES = 1 << 20
@@ -92,15 +83,16 @@ class Fanin:
         self._ask = ask
         self._clock_ns = clock_ns
         self._loop = asyncio.get_running_loop()
-        self._hold = config.hold_ns / SECONDS
-        self._tick = min(
-            max(self._hold / _TICKS_PER_HOLD, _SHORTEST_TICK), _LONGEST_TICK
-        )
         self._wake = asyncio.Event()
+        self._clock = Clock(
+            merge,
+            lanes,
+            hold_ns=config.hold_ns,
+            on_move=self._wake.set,
+            now_ns=clock_ns,
+        )
         self._flow = asyncio.Event()
         self._flow.set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
         self._interrupted = False
         self._stopping = False
         self._tasks = asyncio.TaskGroup()
@@ -153,8 +145,7 @@ class Fanin:
                 self._stop()
                 watch.cancel()
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._clock.stop()
 
     # Input
 
@@ -238,8 +229,7 @@ class Fanin:
     def _listen(self, lane: Lane) -> None:
         """Let the lane's silence count from now on."""
         lane.heard = self._loop.time()
-        if self._timer is None:
-            self._arm()
+        self._clock.start()
 
     def _tell_gaps(self, lane: Lane) -> None:
         lane.window = lane.source.window
@@ -262,8 +252,7 @@ class Fanin:
         buffered = self._merge.buffered(lane.index)
         if not lane.has_header and buffered > self._config.buffer_bytes:
             raise CorruptError("the header does not end", offset=0)
-        if self._timer is None:
-            self._arm()
+        self._clock.start()
         self._wake.set()
 
     def _has_header(self, lane: Lane) -> bool:
@@ -390,57 +379,9 @@ class Fanin:
         if not self._sink.full:
             return
         self._flow.clear()
+        self._clock.pause()
         try:
             await self._sink.room()
         finally:
             self._flow.set()
-            self._restart_silence()
-
-    # The clock
-
-    def _arm(self) -> None:
-        """Come back when the first stream has been silent for long enough."""
-        silent_at = [lane.heard + self._hold for lane in self._movable()]
-        if silent_at:
-            self._timer_due = max(min(silent_at), self._loop.time() + self._tick)
-            self._timer = self._loop.call_at(self._timer_due, self._on_timer)
-
-    def _on_timer(self) -> None:
-        """Move the silent streams; come again while anything is held back."""
-        self._timer = None
-        now = self._loop.time()
-        if not self._flow.is_set() or now - self._timer_due > self._hold / 2:
-            self._restart_silence()  # it was us who did not listen
-        moved_to = self._clock_ns() - self._config.hold_ns
-        for lane in self._movable():
-            if now - lane.heard >= self._hold:
-                self._merge.advance(lane.index, moved_to)
-                self._wake.set()
-        if any(self._merge.buffered(lane.index) for lane in self._lanes):
-            self._arm()
-
-    def _movable(self) -> list[Lane]:
-        """Return the streams that the clock may move.
-
-        One that is still connecting holds back files and windows, which are there
-        whole, but no stream that flows. So a window that takes longer than ``hold`` to
-        open while a stream flows has lost its place.
-        """
-        open_lanes = [lane for lane in self._lanes if not lane.ended]
-        live = [lane for lane in open_lanes if lane.live]
-        flows = any(lane.state is LaneState.OPEN for lane in live)
-        live = [lane for lane in live if not lane.ahead]
-        if flows:
-            return live + [
-                lane
-                for lane in open_lanes
-                if not lane.live
-                and lane.state is LaneState.CONNECTING
-                and isinstance(lane.target, HttpTarget)
-            ]
-        return live if all(lane.live for lane in self._lanes) else []
-
-    def _restart_silence(self) -> None:
-        now = self._loop.time()
-        for lane in self._lanes:
-            lane.heard = now
+            self._clock.resume()
