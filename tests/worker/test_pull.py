@@ -550,6 +550,33 @@ class TestFollow:
         assert client.records() == records
         assert states == [1]
 
+    @pytest.mark.parametrize("limit", ["duration", "until"])
+    async def test_it_ends_there_though_its_client_stalls(
+        self, make_ring, open_pull, limit
+    ):
+        writer = await make_ring(pinned=0, size=4 * MB)
+        ends = {
+            "duration": {"duration_ns": 1},
+            "until": {"until_ns": writer.now_ns + SECOND},
+        }
+        opened = open_pull(writer, follow=True, **ends[limit])
+        client = Client()
+        client.takes.clear()
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(opened.deliver(client.send))
+            records = await writer.write()
+            await client.has(2)
+            writer.now_ns += 1000 * SECOND  # by its clock all is over
+            await writer.flush()
+            await wait_until(lambda: opened._goal is not None)
+            # Nothing of what is recorded later is kept for it, or called lost.
+            await writer.fill(12)
+            assert len(opened._held) == 1
+            client.takes.set()
+        assert delivery.result() == ("duration" if limit == "duration" else "complete")
+        assert client.records() == records
+        assert opened.skipped <= len(records)
+
     async def test_a_stop_waits_for_what_is_not_yet_recorded(self, writer, open_pull):
         opened = open_pull(writer, follow=True)
         client = Client()

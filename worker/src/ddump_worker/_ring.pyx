@@ -440,7 +440,13 @@ cdef class Cutter:
             PyMem_RawFree(files)
 
     def follow(
-        self, int fd, Index index not None, int64_t offset, size_t max_bytes
+        self,
+        int fd,
+        Index index not None,
+        int64_t offset,
+        size_t max_bytes,
+        *,
+        int64_t end = INT64_MAX,
     ) -> tuple[bytes, int]:
         """Return the records from ``offset`` on that match, in order of arrival.
 
@@ -454,6 +460,7 @@ cdef class Cutter:
             index: the segment's.
             offset: HEADER_BYTES, or what this returned.
             max_bytes: 1 at least.
+            end: what this returned or ``committed`` was; no record from there on.
 
         Returns:
             The records, and the offset after what was looked at.
@@ -466,10 +473,11 @@ cdef class Cutter:
         cdef size_t first
         cdef size_t count
         cdef Entry *entries
+        cdef Entry *last
         self._check()
         if index.link_type != self._output.form.link_type:
             raise ValueError(f"a segment of link type {index.link_type}")
-        if not FILE_HEADER <= offset <= index._table.committed:
+        if not FILE_HEADER <= offset <= min(index._table.committed, end):
             raise ValueError(f"{offset} is not in {index._table.committed} bytes")
         if max_bytes == 0:
             raise ValueError("0 bytes at most")
@@ -482,6 +490,11 @@ cdef class Cutter:
         if entries == NULL:
             raise MemoryError
         memcpy(entries, index._table.entries + first, count * sizeof(Entry))
+        while count and entries[count - 1].offset >= end:
+            count -= 1
+        if count:
+            last = &entries[count - 1]
+            last.size = <uint32_t>min(<int64_t>last.size, end - last.offset)
         self._busy = True
         try:
             with nogil:

@@ -47,6 +47,8 @@ SLICE_BYTES = 512 << 10
 # What the process lacks when a file cannot be opened: no fault of the file.
 _SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
+_NO_END = (1 << 63) - 1
+
 # A packet reaches the ring within 300 ms.
 _GRACE_SECONDS = 0.4
 
@@ -168,8 +170,8 @@ class Pull:
     def notice(self) -> None:
         """Take note of what was recorded; on the event loop, whatever the client does."""
         if self._query.follow and not self._closed:
+            self._look_ahead()
             self._news.set()
-            self._note_segments()
 
     def _note_segments(self) -> None:
         segments = self._ring.segments()
@@ -254,6 +256,7 @@ class Pull:
         last = self._loop.time()
         drained = False
         while True:
+            self._news.clear()
             self._look_ahead()
             if self._reason is not None and not drained:
                 drained = True
@@ -274,14 +277,15 @@ class Pull:
             await self._wait(min(idle_deadline, self._stop_deadline))
 
     def _look_ahead(self) -> None:
-        """See how far the ring goes, before any of it is read."""
-        self._news.clear()
+        """See how far the ring goes, until it goes as far as is to be sent."""
+        if self._goal is not None:
+            return
         # First of all: what is flushed by then is in what is looked at after it.
         flushed_ns = self._ring.flushed_ns
         end = self._end_place()
         if self._mark is None:
             self._mark = end, flushed_ns
-        if self._goal is None and self._is_due(flushed_ns):
+        if self._is_due(flushed_ns):
             self._goal = end
 
     def _is_due(self, flushed_ns: int) -> bool:
@@ -314,7 +318,7 @@ class Pull:
 
     def _has_reached(self, place: _Place) -> bool:
         if not self._later:
-            return place.number == 0
+            return self._goal is not None or place.number == 0
         return _Place(self._later[0].number, self._offset) >= place
 
     def _is_behind(self) -> bool:
@@ -352,7 +356,9 @@ class Pull:
             return b""
         segment = self._later[0]
         # Before what it has is looked at: with one after it, it gets no more.
-        is_complete = len(self._later) > 1
+        is_complete = len(self._later) > 1 or (
+            self._goal is not None and self._goal.number > segment.number
+        )
         data = await self._read(partial(self._follow, segment))
         if is_complete and self._offset == segment.index.committed:
             self._later.popleft()
@@ -380,11 +386,16 @@ class Pull:
 
     def _follow(self, segment: Segment) -> bytes:
         # In a thread of the executor.
+        goal = self._goal
+        end = _NO_END
+        if goal is not None and goal.number == segment.number:
+            # What was sent may have gone further before that was known.
+            end = max(goal.offset, self._offset)
         with contextlib.ExitStack() as stack:
             descriptor = self._descriptor(segment, stack)
             try:
                 data, self._offset = self._cutter.follow(
-                    descriptor, segment.index, self._offset, SLICE_BYTES
+                    descriptor, segment.index, self._offset, SLICE_BYTES, end=end
                 )
             except UnreadableError as exc:
                 self._ring.forget(segment, exc.message)
