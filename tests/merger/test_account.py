@@ -160,7 +160,7 @@ async def opened(stack, script):
     [
         (status(streams=[stream(7, 3, 2)]), 5, 0, []),
         (status(ended=[stream(7, 3, skipped=4)]), 3, 4,
-         ["web: the ring overwrote 4 packets of the window before they were read"]),
+         ["web: up to 4 packets of the window could no longer be read from the ring"]),
         (status(ended=[stream(6, 3, skipped=4)]), None, 0, []),
         (b"<html>", None, 0, []),
     ],

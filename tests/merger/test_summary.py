@@ -118,7 +118,7 @@ def test_a_window_has_counts_of_its_worker():
     merge = Merge(1)
     assert list(summary_lines([one], merge)) == [
         "a: 0 packets received, 3 dropped by kernel, 0 late, "
-        "70 overwritten before they were read"
+        "up to 70 no longer in the ring"
     ]
 
 

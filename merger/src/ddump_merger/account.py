@@ -149,7 +149,7 @@ async def settle(lane: Lane) -> None:
     lane.skipped = stream.skipped
     if stream.skipped:
         logger.error(
-            "%s: the ring overwrote %d packets of the window before they were read",
+            "%s: up to %d packets of the window could no longer be read from the ring",
             lane.name,
             stream.skipped,
         )

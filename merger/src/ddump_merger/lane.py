@@ -36,9 +36,9 @@ class Lane:
     left unread, for it holds much that others hold back. ``heard`` is when bytes last
     came, by the event loop's clock. ``error`` is why it is missing or was cut short.
     ``window`` is what of its window the ring covers, ``dropped`` how many of its packets
-    were lost on the worker's host, and ``skipped`` how many were recorded there and
-    overwritten before they were read, when that is known. ``wanted`` is set while the
-    merge waits for the next bytes of a file or a window.
+    were lost on the worker's host, and ``skipped`` how many at most were recorded there
+    and could no longer be read, when that is known. ``wanted`` is set while the merge
+    waits for the next bytes of a file or a window.
     """
 
     index: int

@@ -63,7 +63,7 @@ def _counts(lane: Lane, packets: int, late: int, cut: int) -> str:
         parts.append(f"{dropped} dropped by kernel")
     parts.append(f"{late} late")
     if lane.skipped:
-        parts.append(f"{lane.skipped} overwritten before they were read")
+        parts.append(f"up to {lane.skipped} no longer in the ring")
     if cut:
         parts.append(f"{cut} cut to the snapshot length")
     if lane.error is not None:
