@@ -14,7 +14,7 @@ from ddump_common.timespec import format_time
 from support import traffic
 from support.namespaces import network
 from support.oracles import oracle, payloads, read, replay_everywhere
-from support.programs import DDUMP, started, worker
+from support.programs import DDUMP, started, status, worker
 
 PACKETS = 3000
 RATE = 3000
@@ -23,17 +23,23 @@ FLUSH_SECONDS = 5
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
+def folders(tmp_path_factory):
+    """The rings' directories."""
+    return [tmp_path_factory.mktemp("ring") for _ in range(3)]
+
+
+@pytest.fixture(scope="module")
+def hosts(folders):
     """Three hosts, each with a worker that records; their network, and the URLs."""
     with network(3) as net, contextlib.ExitStack() as stack:
         urls = [
             stack.enter_context(
                 worker(
                     f"{host.address}:8475", "--allow-plaintext", *RING,
-                    "--ring-dir", str(tmp_path_factory.mktemp("ring")), host=host,
+                    "--ring-dir", str(folder), host=host,
                 )
             )
-            for host in net.hosts
+            for host, folder in zip(net.hosts, folders, strict=True)
         ]  # fmt: skip
         yield net, urls
 
@@ -181,3 +187,44 @@ def test_segments_of_three_hosts_are_listed(hosts, recorded):
     ).stdout  # fmt: skip
     for host in net.hosts:
         assert host.address in table
+
+
+@pytest.mark.live
+@pytest.mark.process
+def test_tcpdump_reads_the_files_at_any_moment(hosts, folders, tmp_path):
+    net, urls = hosts
+    path = tmp_path / "sent.pcap"
+    traffic.write_capture(
+        path, traffic.frames(net.client, net.hosts[0], PACKETS, seed=79)
+    )
+    counts = [in_files(folders[0])]
+    with traffic.replay(net.client, "port1", path, packets_per_second=RATE) as sender:
+        while sender.poll() is None:
+            counts.append(in_files(folders[0]))
+        assert sender.returncode == 0
+    deadline = time.monotonic() + FLUSH_SECONDS
+    while counts[-1] < counts[0] + PACKETS:
+        assert time.monotonic() < deadline, counts
+        counts.append(in_files(folders[0]))
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 2  # some of them while the files grew
+    with net.client.entered():
+        # Stray packets may come between the two looks.
+        while in_files(folders[0]) != status(urls[0])["ring"]["packets"]:
+            assert time.monotonic() < deadline
+
+
+def in_files(folder):
+    """Return how many packets tcpdump finds in the segments of a ring."""
+    total = 0
+    *closed, growing = sorted(folder.glob("*.pcap"))
+    for path in [*closed, growing]:
+        done = subprocess.run(
+            ["tcpdump", "-nr", path], check=False, capture_output=True, text=True
+        )
+        # What is being written may be read in the middle of a record.
+        assert done.returncode == 0 or (
+            path == growing and "truncated dump file" in done.stderr
+        ), done.stderr
+        total += len(done.stdout.splitlines())
+    return total
