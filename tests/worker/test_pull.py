@@ -670,6 +670,28 @@ class TestFollow:
             await wait_until(lambda: len(opened._held) == 1)
             assert opened.dropped == 7
 
+    async def test_duration_cuts_nothing_of_the_past(self, writer, open_pull):
+        records = await writer.fill(3)
+        opened = open_pull(writer, follow=True, duration_ns=1)
+        client = Client()
+        client.takes.clear()
+        async with asyncio.TaskGroup() as tasks:
+            delivery = tasks.create_task(opened.deliver(client.send))
+            await wait_until(lambda: opened._reason is not None)
+            client.takes.set()
+            writer.now_ns += 1000 * SECOND
+            await writer.flush()
+        assert delivery.result() == "duration"
+        assert client.records() == in_order(records)
+
+    async def test_what_the_disk_did_not_take_is_missing(self, writer, open_pull):
+        await writer.fill(2)
+        first, *_ = writer.ring.segments()
+        first.lost = 5
+        opened = open_pull(writer)
+        await pulled(opened)
+        assert opened.skipped == 5
+
     async def test_cancelling_in_a_slice_leaves_all_whole(self, writer, open_pull):
         await writer.fill(3)
         opened = open_pull(writer, follow=True)

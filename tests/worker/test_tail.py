@@ -9,13 +9,15 @@ import pytest
 
 from ddump_worker import tail
 from ddump_worker.ring import Ring, RingOptions
+from ddump_worker.segment import RevokedError
 from ddump_worker.sidecar import Sidecar, read_sidecar
 from ddump_worker.tail import Tail
 from support.captures import Record, parse_pcap, pcap_record
 from support.disks import fill, small_disk
 
 MB = 1_000_000
-NOW = 1_700_000_000 * 10**9
+S = 10**9
+NOW = 1_700_000_000 * S
 BATCH = pcap_record(Record(NOW, bytes(240_000)), nano=True)
 PER_SEGMENT = 4
 
@@ -222,6 +224,38 @@ def test_a_directory_that_is_away_costs_nothing_that_is_in_it(written, caplog):
     assert written.numbers() == [*before, before[-1] + 1]
     assert written.ring.info().state == "recording"
     assert f"no segment can be made; {info.lost} packets were lost" in caplog.text
+
+
+def test_what_is_lost_is_not_covered(written):
+    written.write(PER_SEGMENT)
+    written.tail.flush(NOW + S)
+    here = written.ring.options.directory
+    away = here.with_name("away")
+    here.rename(away)
+    written.tail.rotate(NOW + 2 * S)
+    written.tail.append(BATCH, 1)
+    written.tail.flush(NOW + 3 * S)
+    assert [each.end_ns for each in written.ring.coverage()] == [NOW + S]
+    away.rename(here)
+    written.tail.rotate(NOW + 4 * S)
+    written.tail.append(BATCH, 1)
+    written.tail.flush(NOW + 5 * S)
+    before, after = written.ring.coverage()
+    assert (before.end_ns, after.begin_ns) == (NOW + S, NOW + 4 * S)
+
+
+def test_nothing_is_forgotten_while_the_directory_is_away(written):
+    written.write(3 * PER_SEGMENT)
+    segments = written.ring.segments()
+    here = written.ring.options.directory
+    away = here.with_name("away")
+    here.rename(away)
+    with pytest.raises(RevokedError), segments[0].lease():
+        pass
+    away.rename(here)
+    with segments[0].lease() as descriptor:
+        assert os.fstat(descriptor).st_size == segments[0].size
+    assert written.ring.segments() == segments
 
 
 def test_what_cannot_be_deleted_counts_and_others_go(written, monkeypatch, caplog):

@@ -109,6 +109,15 @@ class Directory:
         if lock is not None:
             os.close(lock)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the directory's path still leads to what this process holds."""
+        try:
+            found = (self.path / _LOCK).stat(follow_symlinks=False)
+        except OSError:
+            return False
+        return self._lock is not None and os.path.samestat(found, os.fstat(self._lock))
+
     def space(self) -> Space:
         """Return what the file system has.
 

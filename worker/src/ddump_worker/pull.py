@@ -116,6 +116,7 @@ class Pull:
         self._pins: dict[int, Pins] = {}
         self._held: dict[int, Segment] = {}
         self._passed_drops = 0
+        self._passed_lost = 0
         # In this order: what is flushed by then is in what is looked at.
         self._window_ns = ring.flushed_ns if query.follow else bounds.until_ns
         sizes = [(each, each.index.committed) for each in ring.segments()]
@@ -141,8 +142,9 @@ class Pull:
 
     @property
     def skipped(self) -> int:
-        """How many packets were gone, or could not be read, when they were reached."""
-        return self._cutter.skipped + self._gone
+        """How many packets are missing: gone, unreadable, or never taken by the disk."""
+        lost = sum(each.lost for each in self._held.values())
+        return self._cutter.skipped + self._gone + self._passed_lost + lost
 
     @property
     def dropped(self) -> int:
@@ -201,6 +203,7 @@ class Pull:
     def _let_go(self, segment: Segment) -> None:
         # In a thread: who lets go of a file last frees what it had on the disk.
         self._passed_drops += segment.dropped
+        self._passed_lost += segment.lost
         del self._held[segment.number]
         self._executor.submit(self._pins.pop(segment.number).release, segment)
 
@@ -235,7 +238,8 @@ class Pull:
         self, send: Callable[[bytes], Awaitable[None]]
     ) -> EndReason | None:
         """Return ``None`` when what comes later is wanted as well."""
-        while self._reason is not EndReason.DURATION:
+        # Of what is followed the time is that of its end: all before it is sent.
+        while self._query.follow or self._reason is not EndReason.DURATION:
             data = await self._read(self._cut)
             position_ns = min(self._cutter.position_ns, self._window_ns)
             self._let_go_of_parts()

@@ -256,8 +256,11 @@ class Ring:
         """Show ``segment`` no longer, as its file is not what was written; any thread.
 
         ``reason`` says what is wrong with it. The file is left alone until its turn to
-        be evicted comes; again, or after that, is harmless.
+        be evicted comes; again, or after that, is harmless. While the whole directory is
+        elsewhere nothing is forgotten: it may come back.
         """
+        if not self.directory.in_place:
+            return
         if not segment.revoke(reason):
             return
         with self._lock:

@@ -144,6 +144,8 @@ class Segment:
             except FileNotFoundError as exc:
                 if not self._leaves():
                     self.report(self, exc.strerror or _MISSING)
+                    if not self._leaves():
+                        raise self._gone() from None  # it may come back
 
     def _leaves(self) -> bool:
         """Whether it was evicted just now."""

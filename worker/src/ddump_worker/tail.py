@@ -145,10 +145,11 @@ class Tail:
         except OSError as exc:
             self._fail(_NOT_MADE, exc.strerror or str(exc))
             return
+        until_ns = self._segment.end_ns if self._lost else now_ns
         self._recover(_NOT_MADE)
         self._release()
         self._segment.growing = False
-        self._settling.append((self._segment, now_ns))
+        self._settling.append((self._segment, until_ns))
         self._segment, self._descriptor = segment, descriptor
         self._ring.add(segment)
         self._note_names()
@@ -219,7 +220,8 @@ class Tail:
             segment, until_ns = self._settling.pop(0)
             segment.end_ns = max(segment.begin_ns, until_ns)
             self._close(segment)
-        for segment in (*(each for each, _ in self._settling), self._segment):
+        growing = () if self._lost else (self._segment,)  # what is lost is not covered
+        for segment in (*(each for each, _ in self._settling), *growing):
             segment.end_ns = max(segment.begin_ns, flushed_ns)
         self._ring.flushed_ns = flushed_ns
 
