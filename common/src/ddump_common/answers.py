@@ -60,9 +60,9 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     the kernel really granted. Times are nanoseconds since the epoch.
 
     Of a ``window``, ``dropped`` were lost by the kernel in the segments that it reads,
-    ``skipped`` were recorded and could not be read any more, whatever its filter: they
-    were rotated away before it reached them, or their file is damaged or missing; it is
-    read up to ``position_ns``.
+    ``skipped`` are missing from the ring, whatever its filter: they were rotated away
+    before it reached them, their file is damaged or missing, or the disk did not take
+    them when they came; it is read up to ``position_ns``.
     """
 
     id: int
