@@ -118,6 +118,9 @@ class RingInfo(msgspec.Struct, frozen=True, kw_only=True):
     ``shortened`` says why the ring is shorter than it was asked to be, if it is.
     ``adopting`` is whether segments of an earlier run are still being looked through.
     ``dropped`` and ``lost`` are sums over what the ring holds, as of a segment.
+    ``partial`` says why it does not keep all that a live capture would have, when it is
+    recorded through a filter, from some interfaces, or cut. ``interfaces`` are the
+    indices that each name had in what it holds, where its link type keeps them.
     """
 
     state: str
@@ -135,6 +138,8 @@ class RingInfo(msgspec.Struct, frozen=True, kw_only=True):
     adopting: bool = False
     windows: int = 0
     max_windows: int = 0
+    partial: str = ""
+    interfaces: dict[str, list[int]] = {}
 
 
 class Segments(msgspec.Struct, frozen=True, kw_only=True):

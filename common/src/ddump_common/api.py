@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .errors import ParameterError, UsageError
 from .pcap import MAX_SNAPLEN, LinkType, Precision
 from .timespec import format_time, parse_time
-from .units import SECONDS, format_duration, parse_duration
+from .units import MILLISECONDS, SECONDS, format_duration, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -25,6 +25,7 @@ __all__ = [
     "CAPTURE_PATH",
     "DEFAULT_PORT",
     "HEALTH_PATH",
+    "HEARTBEAT_NS",
     "HOST_HEADER",
     "INTERFACES_PATH",
     "MAX_FILTER_BYTES",
@@ -68,6 +69,12 @@ WINDOW_HEADER = "Ddump-Window"
 MEDIA_TYPE_PCAP = "application/vnd.tcpdump.pcap"
 MEDIA_TYPE_PCAPNG = "application/x-pcapng"
 MEDIA_TYPE_PROBLEM = "application/problem+json"  # RFC 9457
+
+HEARTBEAT_NS = 250 * MILLISECONDS
+"""A pcapng stream has a statistics block this often, also when nothing arrives.
+
+Its time is a promise: nothing earlier follows.
+"""
 
 MAX_FILTER_BYTES = 4096
 MAX_INTERFACES = 64

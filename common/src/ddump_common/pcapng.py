@@ -1,7 +1,7 @@
-"""The pcapng blocks that are written once: section header and interface description.
+"""The pcapng blocks beside packets: section header, interface, interface statistics.
 
 The format is draft-ietf-opsawg-pcapng. Blocks are written in little-endian order;
-enhanced packet blocks, one per packet, are the merge kernel's.
+enhanced packet blocks, one per packet, are the kernels'.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from .pcap import MAX_SNAPLEN, Precision
 
-__all__ = ["InterfaceDescription", "SectionHeader"]
+__all__ = ["InterfaceDescription", "SectionHeader", "Statistics"]
 
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _SECTION_HEADER = 0x0A0D0D0A
 _INTERFACE_DESCRIPTION = 1
+_INTERFACE_STATISTICS = 5
 
 _OPT_COMMENT = 1
 _SHB_OS = 3
@@ -24,6 +25,12 @@ _IF_NAME = 2
 _IF_DESCRIPTION = 3
 _IF_TSRESOL = 9
 _IF_FILTER = 11
+_ISB_STARTTIME = 2
+_ISB_ENDTIME = 3
+_ISB_IFRECV = 4
+_ISB_IFDROP = 5
+_ISB_OSDROP = 7
+_ISB_USRDELIV = 8
 _LONGEST_OPTION = 0xFFFF
 
 
@@ -74,6 +81,7 @@ class InterfaceDescription:
     name: str = ""
     description: str = ""
     filter_expression: str = ""
+    comment: str = ""
     snaplen: int = MAX_SNAPLEN
     precision: Precision = Precision.NANO
 
@@ -86,6 +94,7 @@ class InterfaceDescription:
             struct.pack("<HHI", self.link_type, 0, self.snaplen)
             + _options(
                 [
+                    (_OPT_COMMENT, self.comment.encode()),
                     (_IF_NAME, self.name.encode()),
                     (_IF_DESCRIPTION, self.description.encode()),
                     (
@@ -96,3 +105,49 @@ class InterfaceDescription:
                 ]
             ),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Interface Statistics Block: what became of the packets of ``interface`` so far.
+
+    Times are nanoseconds since the epoch, written in the interface's ``precision``.
+    ``received`` are those that the kernel accepted, ``dropped`` of them included;
+    ``delivered`` are those in the capture. What is ``None`` is left out, as is an empty
+    ``comment``.
+    """
+
+    time_ns: int
+    interface: int = 0
+    started_ns: int | None = None
+    ended_ns: int | None = None
+    received: int | None = None
+    interface_dropped: int | None = None
+    dropped: int | None = None
+    delivered: int | None = None
+    comment: str = ""
+    precision: Precision = Precision.NANO
+
+    def serialize(self) -> bytes:
+        """Return the block."""
+        options = [(_OPT_COMMENT, self.comment.encode())]
+        for code, time_ns in (
+            (_ISB_STARTTIME, self.started_ns),
+            (_ISB_ENDTIME, self.ended_ns),
+        ):
+            if time_ns is not None:
+                options.append((code, self._time(time_ns)))
+        for code, count in (
+            (_ISB_IFRECV, self.received),
+            (_ISB_IFDROP, self.interface_dropped),
+            (_ISB_OSDROP, self.dropped),
+            (_ISB_USRDELIV, self.delivered),
+        ):
+            if count is not None:
+                options.append((code, struct.pack("<Q", count)))
+        body = struct.pack("<I", self.interface) + self._time(self.time_ns)
+        return _block(_INTERFACE_STATISTICS, body + _options(options))
+
+    def _time(self, time_ns: int) -> bytes:
+        units = time_ns if self.precision is Precision.NANO else time_ns // 1000
+        return struct.pack("<II", units >> 32, units & 0xFFFF_FFFF)

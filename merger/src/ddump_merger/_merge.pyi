@@ -2,7 +2,32 @@
 
 from typing import Self, final
 
-__all__ = ["Merge"]
+from .counters import Counters, Heartbeat
+
+__all__ = ["Merge", "Seam"]
+
+@final
+class Seam:
+    """Records that an input has brought already, to be left out when they come again.
+
+    They are known by timestamp in nanoseconds, length on the wire and captured data (by
+    a keyed hash of 64 bits). Each is left out as often as it had come.
+    """
+
+    def __new__(cls, since_ns: int) -> Self:
+        """``since_ns``: earlier ones are not asked for again, and not kept."""
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes of a capture that an input has read: from its beginning, or the
+        blocks before its first packet and then from any block on.
+
+        Raises:
+            FormatError: it is no capture.
+            MemoryError: what was taken before stays.
+
+        """
+
+    def __len__(self) -> int: ...
 
 @final
 class Merge:
@@ -22,7 +47,8 @@ class Merge:
     without the GIL, all that changes the merge raises RuntimeError in another thread.
 
     Only records come out; the header of the file is the caller's. In pcapng they are
-    enhanced packet blocks whose interface is the number of the input.
+    enhanced packet blocks, and the caller describes their interfaces: see
+    ``undescribed``.
     """
 
     def __new__(
@@ -32,9 +58,14 @@ class Merge:
         disorder_ns: int = 50_000_000,
         pcapng: bool = False,
         nano: bool = False,
+        per_interface: bool = False,
         max_packets: int = 0,
     ) -> Self:
-        """``max_packets`` 0 is no limit; ``nano`` is the output's precision."""
+        """``max_packets`` 0 is no limit; ``nano`` is the output's precision.
+
+        ``per_interface`` is for pcapng of link type SLL2: the interface that a packet
+        was captured on is one of the output as well.
+        """
 
     def limit(self, i: int, max_bytes: int, *, live: bool) -> None:
         """Bound what input ``i`` may hold, records' bookkeeping included.
@@ -42,6 +73,75 @@ class Merge:
         Over the bound a live input forces the oldest records out, whosever they are; any
         other input only when it is itself the one that holds the merge back. Before it
         is told, the bound is 64 MiB and the input is not live.
+        """
+
+    def trust(self, i: int) -> None:
+        """Take the statistics blocks of the capture that input ``i`` reads for heartbeats.
+
+        Each moves its watermark to the block's time, unless that is less than before,
+        which is counted. Until the input is opened anew.
+        """
+
+    def shift(self, i: int, delta_ns: int) -> None:
+        """Add ``delta_ns`` to all timestamps and heartbeats that input ``i`` brings now.
+
+        What would be before the epoch, or later than the output can hold, is a
+        FormatError of the input when it comes.
+        """
+
+    def suspend(self, i: int) -> None:
+        """Do not wait for input ``i`` until ``resume``: it is as if it had ended.
+
+        What it holds and brings goes out all the same, late ones at once. Idempotent.
+        """
+
+    def resume(self, i: int) -> None:
+        """Wait for input ``i`` again. Idempotent; nothing for one that has ended."""
+
+    def reopen(self, i: int, *, since_ns: int, seam: Seam | None = None) -> None:
+        """Begin input ``i`` anew, whether it has ended or not: a new capture follows.
+
+        What it brought before stays; what of a record was incomplete is forgotten. Its
+        watermark is ``since_ns``, by its own clock, unless it is suspended. Records in
+        ``seam`` (whose use by others is over) are left out and counted joined.
+        """
+
+    def refill(self, i: int, until_ns: int) -> None:
+        """Count what input ``i`` brings of before ``until_ns``, its own time, as refilled."""
+
+    def heartbeat(self, i: int) -> Heartbeat | None:
+        """Return the last statistics block of the capture that input ``i`` reads now.
+
+        They are read in any pcapng input, trusted or not, from its first interface.
+        """
+
+    def progress(self, i: int) -> tuple[int, int, int]:
+        """Return of the capture that input ``i`` reads now (offset, first, newest).
+
+        ``offset`` counts the bytes of whole records or blocks that were read: the next
+        one begins there. ``first`` is the offset of the first packet, or ``offset``
+        when none has come. ``newest`` is the greatest timestamp, -1 before the first.
+        """
+
+    def watermark(self, i: int) -> int:
+        """Return before which time nothing of input ``i`` is expected, shifted."""
+
+    @property
+    def released_ns(self) -> int:
+        """The greatest timestamp that was released; less than any before the first."""
+
+    def undescribed(self) -> tuple[int, int] | None:
+        """Return the input and interface index whose description has to go out now.
+
+        In pcapng each packet names an interface that was described before it. When the
+        next record to leave is of one that is not, ``data_to_send`` stops before it
+        until ``describe`` was called. The index is 0 but for ``per_interface``.
+        """
+
+    def describe(self, i: int, index: int, number: int) -> None:
+        """Give the interface of input ``i`` its ``number`` in the output.
+
+        At most 4,096 per input are distinct: what comes beyond is of index 0, too.
         """
 
     def receive_data(self, i: int, data: bytes) -> None:
@@ -103,13 +203,8 @@ class Merge:
     def lagging(self) -> int:
         """Return the open input with the least watermark (which the merge waits for), or -1."""
 
-    def counters(self, i: int) -> tuple[int, int, int, int]:
-        """Return (packets, bytes of packet data, late packets, cut packets) of input ``i``.
-
-        Packets count when they are released, their bytes as they are written. Late ones
-        came after a later one of any input was released; cut ones did not fit the
-        output's snaplen when converted.
-        """
+    def counters(self, i: int) -> Counters:
+        """Return what became of the packets of input ``i``."""
 
     @property
     def done(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ddump_common.api import Link
     from ddump_common.pcap import Precision
 
-__all__ = ["Config", "TlsFiles"]
+__all__ = ["ClockMode", "Config", "TlsFiles"]
 
 # An interface's ring is read per CPU, and a host's clock serves all of them: captures
 # of "any" on two CPUs were 0.2 to 9 ms out of order.
@@ -31,6 +32,13 @@ HOLD_NS = SECONDS
 BUFFER_BYTES = 64 * MEBIBYTES
 TIMEOUT_NS = 30 * SECONDS
 CONNECT_TIMEOUT_NS = 10 * SECONDS
+
+
+class ClockMode(enum.StrEnum):
+    """What is done about a target's clock that is not ours."""
+
+    REPORT = "report"
+    CORRECT = "correct"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +69,8 @@ class Config:
     """One run of the merge.
 
     ``output`` is ``None`` for standard output, ``link`` and ``precision`` are ``None``
-    when they follow from the targets, ``count`` 0 is no limit.
+    when they follow from the targets, ``count`` 0 is no limit. ``report`` is where an
+    account of the run goes; ``fail_fast`` ends it at the first loss.
     """
 
     targets: tuple[Target, ...]
@@ -77,6 +86,10 @@ class Config:
     timeout_ns: int = TIMEOUT_NS
     connect_timeout_ns: int = CONNECT_TIMEOUT_NS
     tls: TlsFiles = field(default_factory=TlsFiles)
+    clock: ClockMode = ClockMode.REPORT
+    reconnect: bool = True
+    fail_fast: bool = False
+    report: Path | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:

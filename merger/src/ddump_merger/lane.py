@@ -7,12 +7,15 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .losses import Losses
 from .target import HttpTarget
 
 if TYPE_CHECKING:
     from ddump_common.errors import DdumpError
     from ddump_common.window import WindowReport
 
+    from .outage import Outage
+    from .skew import Skew
     from .source import Source
     from .target import Target
 
@@ -20,10 +23,11 @@ __all__ = ["Lane", "LaneState"]
 
 
 class LaneState(enum.StrEnum):
-    """Where a target is in its life. It only moves forward."""
+    """Where a target is in its life; one that is broken may be open again."""
 
     CONNECTING = "connecting"
     OPEN = "open"
+    BROKEN = "reconnecting"
     ENDED = "ended"
 
 
@@ -33,12 +37,16 @@ class Lane:
 
     ``index`` is its number there. ``live`` is whether the clock may move it; a window
     that is followed becomes it when it has caught up; ``ahead`` is whether it is then
-    left unread, for it holds much that others hold back. ``heard`` is when bytes last
-    came, by the event loop's clock. ``error`` is why it is missing or was cut short.
-    ``window`` is what of its window the ring covers, ``dropped`` how many of its packets
-    were lost on the worker's host, and ``skipped`` how many at most were recorded there
-    and could no longer be read, when that is known. ``wanted`` is set while the merge
-    waits for the next bytes of a file or a window.
+    left unread, for it holds much that others hold back. ``trusted`` is whether its
+    worker promised heartbeats: then only those and its records move it. ``heard`` is
+    when bytes last came, by the event loop's clock. ``error`` is why it is missing or
+    was cut short. ``wanted`` is set while the merge waits for the next bytes of a file
+    or a window.
+
+    ``host`` is what the worker calls itself, ``skew`` how far its clock is from ours;
+    ``window`` is what of its window the ring covers, ``outages`` are the times in which
+    it could not be read, the last one maybe still, and ``losses`` what is known to be
+    lost besides.
     """
 
     index: int
@@ -46,13 +54,16 @@ class Lane:
     source: Source
     live: bool
     ahead: bool = False
+    trusted: bool = False
     heard: float
     state: LaneState = LaneState.CONNECTING
     has_header: bool = False
     error: DdumpError | None = None
+    host: str = ""
+    skew: Skew | None = None
     window: WindowReport | None = None
-    dropped: int | None = None
-    skipped: int = 0
+    outages: list[Outage] = field(default_factory=list)
+    losses: Losses = field(default_factory=Losses)
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -74,4 +85,6 @@ class Lane:
     def incomplete(self) -> bool:
         """Whether something that was asked for is missing."""
         gaps = self.window is not None and not self.window.complete
-        return self.error is not None or gaps or self.skipped > 0
+        outages = any(not outage.filled for outage in self.outages)
+        lost = self.losses.skipped > 0 or self.losses.missing > 0
+        return self.error is not None or gaps or outages or lost

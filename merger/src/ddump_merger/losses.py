@@ -1,0 +1,22 @@
+"""What of a target's packets is known to be lost, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Losses"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """Sums over all streams that a target was read by.
+
+    ``dropped`` by the kernel as its ring was full, ``interface_dropped`` by network
+    interfaces, ``None`` when nobody tells. ``skipped`` at most were recorded and could
+    no longer be read. ``missing`` were sent, as the worker counts, and did not come.
+    """
+
+    dropped: int | None = None
+    interface_dropped: int | None = None
+    skipped: int = 0
+    missing: int = 0
