@@ -57,9 +57,11 @@ async def started(
     stdout: int = asyncio.subprocess.PIPE,
     env: dict[str, str] | None = None,
     pass_fds: tuple[int, ...] = (),
+    prefix: tuple[str, ...] = (),
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start ``ddump``; at the end kill it if it still runs, and reap it."""
     process = await asyncio.create_subprocess_exec(
+        *prefix,
         *COMMAND,
         *map(str, arguments),
         stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,

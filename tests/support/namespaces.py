@@ -37,6 +37,37 @@ class Host:
             self.command(*arguments), check=True, capture_output=True, **options
         )
 
+    def kill_connections(self, port: int) -> None:
+        """Close the TCP connections to ``port`` of this host, as an administrator may."""
+        self.run("ss", "--kill", "state", "established", f"( sport = :{port} )")
+
+    @contextlib.contextmanager
+    def losing(self, percent: int, *, port: int) -> Iterator[None]:
+        """Lose some of the TCP segments that come to ``port`` and that leave it."""
+        rules = "".join(
+            f"add chain inet lossy {hook} {{ type filter hook {hook} priority 0; }}\n"
+            f"add rule inet lossy {hook} tcp {side} {port} "
+            f"numgen random mod 100 < {percent} drop\n"
+            for hook, side in (("input", "dport"), ("output", "sport"))
+        )
+        self.run("nft", "-f", "-", input=f"add table inet lossy\n{rules}".encode())
+        try:
+            yield
+        finally:
+            self.run("nft", "delete", "table", "inet", "lossy")
+
+    @contextlib.contextmanager
+    def limited(self, rate: str) -> Iterator[None]:
+        """Let no more leave by ``eth0`` than ``rate``, which is written as for tc."""
+        self.run(
+            "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate,
+            "burst", "16kb", "latency", "200ms",
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            self.run("tc", "qdisc", "delete", "dev", "eth0", "root")
+
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Move the calling thread into this host; sockets made meanwhile stay there."""
@@ -63,6 +94,35 @@ class Network:
 
     client: Host
     hosts: tuple[Host, ...]
+
+    @contextlib.contextmanager
+    def feed(self, number: int) -> Iterator[str]:
+        """Give host ``number``, from 1, a second interface, ``feed``.
+
+        What is sent on the interface of the client that this yields arrives there and
+        nowhere else, also while the way by the bridge is down. The frames' address is
+        not the host's: they are captured, and nobody answers.
+        """
+        name = f"feeder{number}"
+        host = self.hosts[number - 1]
+        _ip("-n", self.client.namespace, "link", "add", name, "type", "veth",
+            "peer", "name", "feed", "netns", host.namespace)  # fmt: skip
+        try:
+            _ip("-n", self.client.namespace, "link", "set", name, "up")
+            _ip("-n", host.namespace, "link", "set", "feed", "up")
+            yield name
+        finally:
+            _ip("-n", self.client.namespace, "link", "delete", name)
+
+    @contextlib.contextmanager
+    def down(self, number: int) -> Iterator[None]:
+        """Take the link between host ``number``, from 1, and the bridge down."""
+        port = ("-n", self.client.namespace, "link", "set", f"port{number}")
+        _ip(*port, "down")
+        try:
+            yield
+        finally:
+            _ip(*port, "up")
 
 
 def _ip(*arguments: str) -> None:

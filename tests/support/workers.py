@@ -116,17 +116,16 @@ async def worker(
     *options: str,
     listen: Sequence[str] = ("127.0.0.1:0",),
     prefix: Sequence[str] = (),
+    program: Sequence[str] = (PYTHON, "-m", "ddump_worker"),
     env: dict[str, str] | None = None,
     exit_code: int = 0,
     complaints: Sequence[str] = _COMPLAINTS,
 ) -> AsyncIterator[Worker]:
-    """Run ``python -m ddump_worker`` until the body is done; it may also end in it."""
+    """Run a worker until the body is done; it may also end in it."""
     addresses = [word for address in listen for word in ("--listen", address)]
     process = await asyncio.create_subprocess_exec(
         *prefix,
-        PYTHON,
-        "-m",
-        "ddump_worker",
+        *program,
         *addresses,
         "--allow-anonymous",
         *options,
