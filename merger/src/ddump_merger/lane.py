@@ -11,6 +11,8 @@ from .losses import Losses
 from .target import HttpTarget
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ddump_common.errors import DdumpError
     from ddump_common.window import WindowReport
 
@@ -43,7 +45,9 @@ class Lane:
     was cut short. ``wanted`` is set while the merge waits for the next bytes of a file
     or a window.
 
-    ``host`` is what the worker calls itself, ``skew`` how far its clock is from ours;
+    ``host`` is what the worker calls itself, ``skew`` how far its clock is from ours,
+    ``shift_ns`` what is added to its times for that; ``interfaces`` are the names of
+    its interfaces by index, where they are asked for;
     ``window`` is what of its window the ring covers, ``outages`` are the times in which
     it could not be read, the last one maybe still, and ``losses`` what is known to be
     lost besides.
@@ -61,6 +65,8 @@ class Lane:
     error: DdumpError | None = None
     host: str = ""
     skew: Skew | None = None
+    shift_ns: int = 0
+    interfaces: Mapping[int, str] = field(default_factory=dict)
     window: WindowReport | None = None
     outages: list[Outage] = field(default_factory=list)
     losses: Losses = field(default_factory=Losses)

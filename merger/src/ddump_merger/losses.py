@@ -11,11 +11,13 @@ __all__ = ["Losses"]
 class Losses:
     """Sums over all streams that a target was read by.
 
-    ``dropped`` by the kernel as its ring was full, ``interface_dropped`` by network
-    interfaces, ``None`` when nobody tells. ``skipped`` at most were recorded and could
-    no longer be read. ``missing`` were sent, as the worker counts, and did not come.
+    Of those ``received`` by the kernel that the filter let through, it ``dropped`` some
+    as its ring was full; ``interface_dropped`` by network interfaces; all ``None`` when
+    nobody tells. ``skipped`` at most were recorded and could no longer be read.
+    ``missing`` were sent, as the worker counts, and did not come.
     """
 
+    received: int | None = None
     dropped: int | None = None
     interface_dropped: int | None = None
     skipped: int = 0
