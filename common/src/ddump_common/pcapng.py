@@ -34,6 +34,11 @@ _ISB_USRDELIV = 8
 _LONGEST_OPTION = 0xFFFF
 
 
+def _text(value: str) -> bytes:
+    # A file's name may hold bytes that are no text.
+    return value.encode(errors="backslashreplace")
+
+
 def _option(code: int, value: bytes) -> bytes:
     value = value[:_LONGEST_OPTION]
     return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
@@ -65,9 +70,9 @@ class SectionHeader:
             body
             + _options(
                 [
-                    (_OPT_COMMENT, self.comment.encode()),
-                    (_SHB_OS, self.operating_system.encode()),
-                    (_SHB_USERAPPL, self.application.encode()),
+                    (_OPT_COMMENT, _text(self.comment)),
+                    (_SHB_OS, _text(self.operating_system)),
+                    (_SHB_USERAPPL, _text(self.application)),
                 ]
             ),
         )
@@ -88,15 +93,15 @@ class InterfaceDescription:
     def serialize(self) -> bytes:
         """Return the block."""
         # A filter begins with one byte that says how it is written: 0 is text.
-        expression = self.filter_expression.encode()
+        expression = _text(self.filter_expression)
         return _block(
             _INTERFACE_DESCRIPTION,
             struct.pack("<HHI", self.link_type, 0, self.snaplen)
             + _options(
                 [
-                    (_OPT_COMMENT, self.comment.encode()),
-                    (_IF_NAME, self.name.encode()),
-                    (_IF_DESCRIPTION, self.description.encode()),
+                    (_OPT_COMMENT, _text(self.comment)),
+                    (_IF_NAME, _text(self.name)),
+                    (_IF_DESCRIPTION, _text(self.description)),
                     (
                         _IF_TSRESOL,
                         bytes([9 if self.precision is Precision.NANO else 6]),
@@ -130,7 +135,7 @@ class Statistics:
 
     def serialize(self) -> bytes:
         """Return the block."""
-        options = [(_OPT_COMMENT, self.comment.encode())]
+        options = [(_OPT_COMMENT, _text(self.comment))]
         for code, time_ns in (
             (_ISB_STARTTIME, self.started_ns),
             (_ISB_ENDTIME, self.ended_ns),
