@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COMMAND = (sys.executable, "-m", "ddump_merger")
 _SECRETS = ("DDUMP_USER", "DDUMP_PASSWORD", "NETRC")
-_COMPLAINTS = ("Traceback", "Task exception", "never retrieved", "Unclosed", "Warning")
+COMPLAINTS = ("Traceback", "Task exception", "never retrieved", "Unclosed", "Warning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Result:
     err: str
 
     def __post_init__(self):
-        assert not any(complaint in self.err for complaint in _COMPLAINTS), self.err
+        assert not any(complaint in self.err for complaint in COMPLAINTS), self.err
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from support.traffic import PORT
 
 if TYPE_CHECKING:
-    from support.namespaces import Network
+    from support.namespaces import Host, Network
 
 
 def cpu_seconds(pid: int) -> float:
@@ -25,27 +24,38 @@ def cpu_seconds(pid: int) -> float:
     )
 
 
-def generate(net: Network, packets: int, pace: int | None, *, payload: int) -> float:
-    """Send ``packets`` of UDP to the only host; return how many a second were reached.
+def trafgen(
+    net: Network,
+    interface: str,
+    host: Host,
+    *,
+    packets: int,
+    pace: int | None,
+    payload: int,
+) -> tuple[list[str], bytes]:
+    """Return a command that sends UDP packets to ``host``, and its standard input.
 
-    ``pace`` is the rate in packets a second, ``None`` as fast as trafgen can. Each has
-    ``payload`` bytes of data, and 42 of headers.
+    They leave by an interface of the client, ``pace`` a second, ``None`` as fast as
+    trafgen can. Each has ``payload`` bytes of data, and 42 of headers.
     """
+    config = (
+        f"{{ eth(da={host.hardware_address}, sa={net.client.hardware_address}), "
+        f"ipv4(saddr={net.client.address}, daddr={host.address}), "
+        f"udp(sp={PORT}, dp={PORT}), fill(0x41, {payload}) }}"
+    )
+    command = net.client.command(
+        "trafgen", "--dev", interface, "--conf", "-", "--num", str(packets),
+        "--cpus", "1", *(["-b", f"{pace}pps"] if pace else []),
+    )  # fmt: skip
+    return command, config.encode()
+
+
+def generate(net: Network, packets: int, pace: int | None, *, payload: int) -> float:
+    """Send ``packets`` of UDP to the only host; return how many a second were reached."""
     (host,) = net.hosts
-    with tempfile.NamedTemporaryFile("w", suffix=".cfg") as config:
-        config.write(
-            f"{{ eth(da={host.hardware_address}, sa={net.client.hardware_address}), "
-            f"ipv4(saddr={net.client.address}, daddr={host.address}), "
-            f"udp(sp={PORT}, dp={PORT}), fill(0x41, {payload}) }}"
-        )
-        config.flush()
-        began = time.monotonic()
-        subprocess.run(
-            net.client.command(
-                "trafgen", "--dev", "port1", "--conf", config.name, "--num",
-                str(packets), "--cpus", "1", *(["-b", f"{pace}pps"] if pace else []),
-            ),
-            check=True,
-            capture_output=True,
-        )  # fmt: skip
-        return packets / (time.monotonic() - began)
+    command, config = trafgen(
+        net, "port1", host, packets=packets, pace=pace, payload=payload
+    )
+    began = time.monotonic()
+    subprocess.run(command, input=config, check=True, capture_output=True)
+    return packets / (time.monotonic() - began)

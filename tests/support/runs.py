@@ -1,0 +1,266 @@
+"""One run of ``ddump`` against workers on a network: watched, ended, and its account."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from support import commands, workers
+from support.load import trafgen
+from support.programs import status
+from support.traffic import FILTER
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
+
+    from support.namespaces import Host, Network
+
+HEADER = 24
+RECORD_HEADER = 16
+
+Record = tuple[int, int, bytes]
+"""A timestamp in nanoseconds, a length on the wire, the bytes kept."""
+
+
+class Growing:
+    """The records of a nanosecond capture that is still being written."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self._rest = bytearray()
+        self._begun = False
+
+    def receive_data(self, data: bytes) -> None:
+        self._rest += data
+        at = 0 if self._begun else HEADER
+        if len(self._rest) < at:
+            return
+        if not self._begun:
+            assert self._rest[:4] == b"\x4d\x3c\xb2\xa1"
+            self._begun = True
+        while len(self._rest) >= at + RECORD_HEADER:
+            seconds, fraction, size, length = (
+                int.from_bytes(self._rest[at + n : at + n + 4], "little")
+                for n in (0, 4, 8, 12)
+            )
+            end = at + RECORD_HEADER + size
+            if len(self._rest) < end:
+                break
+            data = bytes(self._rest[at + RECORD_HEADER : end])
+            self.records.append((seconds * 10**9 + fraction, length, data))
+            at = end
+        del self._rest[:at]
+
+    def receive_eof(self) -> None:
+        assert not self._rest, "the last record is not whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """How a run ended, and what its report says."""
+
+    code: int
+    said: str
+    records: list[Record]
+    report: dict
+
+    def target(self, name: str) -> dict:
+        """Return what the report says of one target."""
+        (found,) = [each for each in self.report["targets"] if each["name"] == name]
+        return found
+
+
+@dataclass
+class Run:
+    """``ddump`` while it runs, writing classic pcap in nanoseconds, or pcapng.
+
+    ``records`` are those that were written so far, unless it writes pcapng.
+    """
+
+    process: asyncio.subprocess.Process
+    folder: Path
+    said: list[str] = field(default_factory=list)
+    _capture: Growing = field(default_factory=Growing)
+    _read: int = 0
+
+    @property
+    def output(self) -> Path:
+        """The capture."""
+        return self.folder / "output"
+
+    @property
+    def records(self) -> list[Record]:
+        if self.output.exists():
+            with self.output.open("rb") as file:
+                file.seek(self._read)
+                data = file.read()
+            self._read += len(data)
+            self._capture.receive_data(data)
+        return self._capture.records
+
+    async def until(self, packets: int, *, seconds: float = 20) -> None:
+        """Wait until as many packets are in the output."""
+        try:
+            await workers.wait_until(
+                lambda: len(self.records) >= packets, seconds=seconds
+            )
+        except TimeoutError:
+            raise AssertionError(
+                f"{len(self.records)} of {packets}\n{''.join(self.said)}"
+            ) from None
+
+    async def until_said(
+        self, words: str, *, times: int = 1, seconds: float = 20
+    ) -> None:
+        """Wait until it has said something, in so many lines."""
+        try:
+            await workers.wait_until(
+                lambda: sum(words in line for line in self.said) >= times,
+                seconds=seconds,
+            )
+        except TimeoutError:
+            raise AssertionError(f"no {words!r} in {''.join(self.said)}") from None
+
+    async def ended(self, *, seconds: float = 20, pcapng: bool = False) -> Account:
+        """Wait for its end."""
+        async with asyncio.timeout(seconds):
+            await self.process.wait()
+            await self._collected.wait()
+        records = [] if pcapng else self.records
+        self._capture.receive_eof()
+        said = "".join(self.said)
+        assert not any(word in said for word in commands.COMPLAINTS), said
+        report = json.loads((self.folder / "report.json").read_bytes())
+        return Account(self.process.returncode, said, records, report)
+
+    async def interrupted(self, **options) -> Account:
+        """Have it end, and wait for that."""
+        self.process.send_signal(signal.SIGINT)
+        return await self.ended(**options)
+
+    def __post_init__(self) -> None:
+        self._collected = asyncio.Event()
+
+    async def collect(self) -> None:
+        """Take what it says until it ends."""
+        while line := await self.process.stderr.readline():
+            self.said.append(line.decode())
+        self._collected.set()
+
+
+@contextlib.asynccontextmanager
+async def run(
+    host: Host, folder: Path, *arguments: object, pcapng: bool = False
+) -> AsyncIterator[Run]:
+    """Run ``ddump`` in ``host`` until the body is done, killed if it still runs then."""
+    form = ["--format", "pcapng"] if pcapng else ["--precision", "nano"]
+    process = await asyncio.create_subprocess_exec(
+        *host.command(*commands.COMMAND, *form),
+        "--report",
+        str(folder / "report.json"),
+        "-w",
+        str(folder / "output"),
+        *map(str, arguments),
+        stderr=asyncio.subprocess.PIPE,
+        env=commands.environment(),
+    )
+    running = Run(process, folder)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.collect())
+            try:
+                yield running
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+    finally:
+        await process.wait()
+
+
+async def streaming(
+    host: Host, urls: Iterable[str], *, running: int = 1, seconds: float = 10
+) -> None:
+    """Wait until each worker has so many streams; it is asked from ``host``."""
+    for url in urls:
+        await workers.wait_until(
+            lambda url=url: _streams(host, url).get("running", 0) == running,
+            seconds=seconds,
+        )
+
+
+def _streams(host: Host, url: str) -> dict:
+    with host.entered():
+        return status(url)["states"]
+
+
+@contextlib.asynccontextmanager
+async def worker(
+    host: Host, *options: object, listen: Iterable[str] = (), **given
+) -> AsyncIterator[workers.Worker]:
+    """Run a worker on ``host``; ``given`` as for ``workers.worker``."""
+    async with workers.worker(
+        "--allow-plaintext",
+        *map(str, options),
+        listen=listen or [f"{host.address}:8475"],
+        prefix=host.command(),
+        **given,
+    ) as started:
+        yield started
+
+
+async def generate(
+    net: Network, interface: str, host: Host, packets: int, *, pace: int, size: int = 58
+) -> None:
+    """Send UDP packets of ``size`` bytes of data on an interface of the client."""
+    command, config = trafgen(
+        net, interface, host, packets=packets, pace=pace, payload=size
+    )
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, complaint = await process.communicate(config)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, complaint
+
+
+@contextlib.asynccontextmanager
+async def tcpdump(
+    host: Host, path: Path, packets: int, *, interface: str = "any"
+) -> AsyncIterator[None]:
+    """Record the test's packets on ``host`` until there are so many; all must be taken.
+
+    On ``any`` it is SLL. To be started after what it is compared with: then the kernel stamps once for both.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *host.command(
+            "tcpdump", "-Z", "root", "-i", interface, "-B", "65536",
+            *(["-y", "LINUX_SLL"] if interface == "any" else []),
+            "--time-stamp-precision", "nano", "-c", str(packets), "-w", str(path),
+            FILTER,
+        ),
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        while b"listening on" not in (line := await process.stderr.readline()):
+            assert line, "tcpdump did not start"
+        yield
+        async with asyncio.timeout(20):
+            _, said = await process.communicate()
+        assert b"\n0 packets dropped by kernel" in said, said
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
