@@ -66,8 +66,15 @@ class Core(SimpleNamespace):
                 raise failure
             return Plan(program=b"", host=[], chosen=frozenset())
 
-        async def opened(query, _):
-            return LiveCapture(handle, query=query, granted=1, on_close=handle.close)
+        async def opened(query, _, *, pcapng):
+            return LiveCapture(
+                handle,
+                query=query,
+                granted=1,
+                started_ns=1,
+                promised_ns=0,
+                on_close=handle.close,
+            )
 
         super().__init__(
             plan=plan,

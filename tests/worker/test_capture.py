@@ -13,11 +13,12 @@ import pytest
 
 from ddump_common.api import CaptureQuery
 from ddump_common.errors import CaptureError, FilterError
+from ddump_common.note import EndReason
 from ddump_common.units import MILLISECONDS
 from ddump_worker import capture as capture_module
 from ddump_worker._pcap import compile_filter
 from ddump_worker.capacity import Capacity, ExhaustedError
-from ddump_worker.capture import Captures, EndReason, LiveCapture, ring_bytes
+from ddump_worker.capture import Captures, LiveCapture, ring_bytes
 from ddump_worker.program import cook
 from support.loopback import payloads, talker
 from support.workers import wait_until
@@ -78,9 +79,14 @@ def script():
     handle.close()
 
 
-def live(script, **query) -> LiveCapture:
+def live(script, *, on_close=lambda: None, **query) -> LiveCapture:
     return LiveCapture(
-        script, query=CaptureQuery(**query), granted=1, on_close=lambda: None
+        script,
+        query=CaptureQuery(**query),
+        granted=1,
+        started_ns=1000,
+        promised_ns=900,
+        on_close=on_close,
     )
 
 
@@ -280,15 +286,10 @@ class TestDeliver:
 
     async def test_counters_are_taken_until_it_is_closed(self, script):
         closed = []
-        capture = LiveCapture(
-            script,
-            query=CaptureQuery(),
-            granted=1,
-            on_close=lambda: closed.append(1),
-        )
+        capture = live(script, on_close=lambda: closed.append(1))
         assert capture.dropped == 0
         capture.refresh()
-        assert capture.dropped == 3
+        assert (capture.received, capture.dropped) == (5, 3)
         capture.close()
         capture.close()
         script.statistics = None

@@ -17,6 +17,7 @@ class Capture:
         buffer_size: int = ...,
         timeout_ms: int = 50,
         nano: bool = False,
+        pcapng: bool = False,
         packet_limit: int | None = None,
         byte_limit: int | None = None,
     ) -> Self: ...

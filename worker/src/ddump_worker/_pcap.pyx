@@ -2,8 +2,8 @@
 """The worker's kernel: live capture and filter compilation by libpcap.
 
 A ``Capture`` reads the kernel's ring without the GIL. A C callback appends ready
-records (16 bytes of header, the data) to a buffer that the object owns, until the
-ring is empty, the batch is full or a limit is reached; then one copy of the batch is
+records (of pcap, or enhanced packet blocks of pcapng) to a buffer that the object
+owns, until the ring is empty, the batch is full or a limit is reached; then one copy of the batch is
 made into a fresh ``bytes`` object, which the caller may keep and nobody writes again.
 
 Why ``set_program`` does not use ``pcap_setfilter``: that function also filters the
@@ -84,6 +84,11 @@ from ddump_common.errors import CaptureError, FilterError, PrivilegeError
 
 cdef enum:
     RECORD_HEADER = 16
+    BLOCK_HEADER = 28  # of an enhanced packet block, before its data
+    # The most that a record takes beside its data: of a block the header, the length
+    # again, and what pads the data.
+    MOST_AROUND = BLOCK_HEADER + 4 + 3
+    ENHANCED_PACKET = 6
     INSTRUCTION = 8  # sizeof(struct bpf_insn)
     MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
     MAX_SNAPLEN = 262144
@@ -109,6 +114,7 @@ cdef struct Sink:
     size_t target
     bpf_u_int32 snaplen
     bint nano
+    bint pcapng
     unsigned long long packets
     unsigned long long octets
     unsigned long long packet_limit
@@ -133,12 +139,49 @@ cdef void clear_padding(char *data, size_t caplen, size_t address) noexcept nogi
             memset(data + at, 0, end - at)
 
 
+# Each returns the bytes of what it wrote; memcpy, as records of pcap are not aligned.
+cdef size_t put_record(
+    char *out, const packet_header *header, const u_char *data, bpf_u_int32 caplen,
+    bint nano,
+) noexcept nogil:
+    cdef bpf_u_int32[4] fields
+    fields[0] = <bpf_u_int32>header.ts.tv_sec
+    fields[1] = <bpf_u_int32>(header.ts.tv_usec if nano else header.ts.tv_usec // 1000)
+    fields[2] = caplen
+    fields[3] = header.len
+    memcpy(out, fields, RECORD_HEADER)
+    memcpy(out + RECORD_HEADER, data, caplen)
+    return RECORD_HEADER + <size_t>caplen
+
+
+cdef size_t put_block(
+    char *out, const packet_header *header, const u_char *data, bpf_u_int32 caplen,
+    unsigned long long stamp_ns,
+) noexcept nogil:
+    # draft-ietf-opsawg-pcapng, 4.3: the data is padded to 32 bits, no option follows.
+    cdef bpf_u_int32 padded = (caplen + 3) & ~<bpf_u_int32>3
+    cdef bpf_u_int32 size = BLOCK_HEADER + padded + 4
+    cdef bpf_u_int32[7] fields
+    fields[0] = ENHANCED_PACKET
+    fields[1] = size
+    fields[2] = 0
+    fields[3] = <bpf_u_int32>(stamp_ns >> 32)
+    fields[4] = <bpf_u_int32>stamp_ns
+    fields[5] = caplen
+    fields[6] = header.len
+    memcpy(out, fields, BLOCK_HEADER)
+    memcpy(out + BLOCK_HEADER, data, caplen)
+    memset(out + BLOCK_HEADER + caplen, 0, padded - caplen)
+    memcpy(out + BLOCK_HEADER + padded, &size, 4)
+    return size
+
+
 cdef void on_packet(
     u_char *user, const packet_header *header, const u_char *data
 ) noexcept nogil:
     cdef Sink *sink = <Sink *>user
     cdef bpf_u_int32 caplen = header.caplen
-    cdef bpf_u_int32 *record
+    cdef char *record = sink.data + sink.length
     # With nanosecond precision, libpcap keeps nanoseconds in the field tv_usec.
     cdef long long stamp_ns = header.ts.tv_sec * BILLION + header.ts.tv_usec
     if sink.stale:
@@ -155,19 +198,14 @@ cdef void on_packet(
     sink.left -= 1
     if caplen > sink.snaplen:
         caplen = sink.snaplen
-    record = <bpf_u_int32 *>(sink.data + sink.length)
-    # memcpy, as records are not aligned.
-    cdef bpf_u_int32[4] fields
-    fields[0] = <bpf_u_int32>header.ts.tv_sec
-    fields[1] = <bpf_u_int32>(
-        header.ts.tv_usec if sink.nano else header.ts.tv_usec // 1000
-    )
-    fields[2] = caplen
-    fields[3] = header.len
-    memcpy(record, fields, RECORD_HEADER)
-    memcpy(sink.data + sink.length + RECORD_HEADER, data, caplen)
-    clear_padding(sink.data + sink.length + RECORD_HEADER, caplen, sink.address)
-    sink.length += RECORD_HEADER + <size_t>caplen
+    if sink.pcapng:
+        sink.length += put_block(
+            record, header, data, caplen, <unsigned long long>stamp_ns
+        )
+        clear_padding(record + BLOCK_HEADER, caplen, sink.address)
+    else:
+        sink.length += put_record(record, header, data, caplen, sink.nano)
+        clear_padding(record + RECORD_HEADER, caplen, sink.address)
     sink.packets += 1
     sink.octets += caplen
     if (
@@ -292,6 +330,8 @@ cdef class Capture:
         buffer_size: bytes of the kernel's ring; it may grant less.
         timeout_ms: how long the kernel keeps a block that is not full.
         nano: the fraction of the records' timestamps is nanoseconds.
+        pcapng: the records are enhanced packet blocks of interface 0, their timestamps
+            whole nanoseconds in any case.
         packet_limit: deliver no more than this many packets.
         byte_limit: deliver no packet after that which reaches this sum of data.
 
@@ -323,6 +363,7 @@ cdef class Capture:
         int buffer_size = 32 << 20,
         int timeout_ms = 50,
         bint nano = False,
+        bint pcapng = False,
         packet_limit = None,
         byte_limit = None,
     ):
@@ -336,6 +377,7 @@ cdef class Capture:
         memset(&self._sink, 0, sizeof(self._sink))
         self._sink.snaplen = <bpf_u_int32>snaplen
         self._sink.nano = nano
+        self._sink.pcapng = pcapng
         self._sink.packet_limit = NO_LIMIT if packet_limit is None else packet_limit
         self._sink.octet_limit = NO_LIMIT if byte_limit is None else byte_limit
         self._sink.left = NO_LIMIT
@@ -422,7 +464,7 @@ cdef class Capture:
             CaptureError: libpcap's words, for example that the host lost the device.
 
         """
-        cdef size_t capacity = target + RECORD_HEADER + self._sink.snaplen
+        cdef size_t capacity = target + MOST_AROUND + self._sink.snaplen
         cdef int status
         cdef bytes batch
         self._check_open()

@@ -42,6 +42,7 @@ class Cutter:
         output_link_type: int,
         snaplen: int = 262144,
         nano: bool = False,
+        pcapng: bool = False,
         since_ns: int = 0,
         until_ns: int = ...,
         packet_limit: int | None = None,

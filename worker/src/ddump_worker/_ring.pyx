@@ -283,6 +283,7 @@ cdef class Cutter:
         output_link_type: of what leaves, 113 or 276.
         snaplen: bytes of a packet that leave, after the conversion.
         nano: what leaves has times in nanoseconds, else microseconds.
+        pcapng: enhanced packet blocks of interface 0 leave, with nanoseconds in any case.
         since_ns: the window's begin.
         until_ns: its end; a record of this time is outside.
         packet_limit: give no more than this many packets.
@@ -306,6 +307,7 @@ cdef class Cutter:
         int output_link_type,
         snaplen = MAX_CAPLEN,
         bint nano = False,
+        bint pcapng = False,
         int64_t since_ns = 0,
         int64_t until_ns = INT64_MAX,
         packet_limit = None,
@@ -321,6 +323,7 @@ cdef class Cutter:
         self._output.form.output_link_type = output_link_type
         self._output.form.snaplen = snaplen
         self._output.form.nano = nano
+        self._output.form.pcapng = pcapng
         self._output.packet_limit = NO_LIMIT if packet_limit is None else packet_limit
         self._output.octet_limit = NO_LIMIT if byte_limit is None else byte_limit
         # No stored time is less than 0.

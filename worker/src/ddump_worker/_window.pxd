@@ -26,7 +26,7 @@ from ddump_worker._blocks cimport (
     read_at,
     read_record,
 )
-from ddump_worker._cooked cimport MOST_GROWTH, Form, store_record
+from ddump_worker._cooked cimport MOST_GROWTH, Form, store_record, stored_caplen
 from ddump_worker._kept cimport (
     Item,
     Kept,
@@ -153,9 +153,9 @@ cdef inline bint output_reserve(Output *output, size_t size) noexcept nogil:
 
 # The record is at `data + size` already.
 cdef inline void output_put(Output *output, uint32_t size) noexcept nogil:
+    output.octets += stored_caplen(&output.form, output.data + output.size)
     output.size += size
     output.packets += 1
-    output.octets += size - RECORD_HEADER
     output.finished = (
         output.packets >= output.packet_limit or output.octets >= output.octet_limit
     )

@@ -7,24 +7,29 @@ on a small executor.
 
 A packet waits in the kernel until its block is full or ``RETIRE_MS`` old; older
 kernels may need one more turn, hence ``_GRACE_SECONDS`` at the end of a stream.
+
+How far the reading goes is told by the kernel's own count (``Mark``), and not by the
+clock and these times: a block may be closed late, and this process may sleep.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ddump_common.errors import CaptureError
+from ddump_common.note import EndReason
 from ddump_common.pcap import Precision
-from ddump_common.units import SECONDS
+from ddump_common.units import MILLISECONDS, SECONDS
 
 from ._pcap import Capture
+from .source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,9 +42,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BATCH_BYTES",
     "Captures",
-    "EndReason",
     "Handle",
     "LiveCapture",
+    "Opened",
     "open_handle",
     "ring_bytes",
 ]
@@ -55,16 +60,11 @@ BATCH_BYTES = 256 << 10
 _BLOCK_BYTES = 256 << 10
 _THREADS = 4
 
-
-class EndReason(enum.StrEnum):
-    """Why a stream ended as it was asked to."""
-
-    PACKETS = "packets"
-    BYTES = "bytes"
-    DURATION = "duration"
-    IDLE = "idle"
-    COMPLETE = "complete"
-    SHUTDOWN = "shutdown"
+# How long after its stamp a packet may be counted, on a host whose processors are busy.
+_IN_FLIGHT_NS = 50 * MILLISECONDS
+# What has not come by then was counted and never was to come: libpcap does not deliver
+# the outgoing copies of loopback that were captured before the program was set.
+_LOST_SECONDS = 1.0
 
 
 class Handle(Protocol):
@@ -117,17 +117,31 @@ def ring_bytes(descriptor: int) -> int:
     raise CaptureError("the kernel granted no ring to the capture")
 
 
+class Opened(NamedTuple):
+    """A handle, the bytes of its ring, and when it began to capture.
+
+    It has everything from ``started_ns`` on, and nothing that arrived before
+    ``program_ns``, when its program was about to be set.
+    """
+
+    handle: Capture
+    granted: int
+    program_ns: int
+    started_ns: int
+
+
 def open_handle(
     program: bytes,
     *,
     link_type: int,
     snaplen: int,
     buffer_size: int,
-    nano: bool,
+    nano: bool = False,
+    pcapng: bool = False,
     packet_limit: int | None = None,
     byte_limit: int | None = None,
-) -> tuple[Capture, int]:
-    """Return a handle that captures what ``program`` accepts, and its ring's bytes.
+) -> Opened:
+    """Return a handle that captures what ``program`` accepts.
 
     This blocks for up to a quarter of a second.
 
@@ -142,17 +156,20 @@ def open_handle(
         buffer_size=buffer_size,
         timeout_ms=RETIRE_MS,
         nano=nano,
+        pcapng=pcapng,
         packet_limit=packet_limit,
         byte_limit=byte_limit,
     )
     try:
         granted = ring_bytes(handle.fileno())
         _check_ring(granted)
+        program_ns = time.time_ns()
         handle.set_program(program)
+        started_ns = time.time_ns()
     except BaseException:
         handle.close()
         raise
-    return handle, granted
+    return Opened(handle, granted, program_ns, started_ns)
 
 
 def _check_ring(granted: int) -> None:
@@ -176,8 +193,12 @@ class Captures:
         """Refuse what ``open`` would refuse at this moment for want of capacity."""
         self.capacity.check(self.buffer_size)
 
-    async def open(self, query: CaptureQuery, program: bytes) -> LiveCapture:
+    async def open(
+        self, query: CaptureQuery, program: bytes, *, pcapng: bool = False
+    ) -> LiveCapture:
         """Open a handle that delivers what ``program`` accepts from now on.
+
+        With ``pcapng`` its records are blocks of that, in nanoseconds.
 
         Cancelling is safe: a handle that comes open all the same is closed again.
 
@@ -194,28 +215,32 @@ class Captures:
             snaplen=query.snaplen,
             buffer_size=self.buffer_size,
             nano=query.precision is Precision.NANO,
+            pcapng=pcapng,
             packet_limit=query.packets,
             byte_limit=query.bytes,
         )
         try:
-            handle, lease.memory = await asyncio.wrap_future(opening)
+            opened = await asyncio.wrap_future(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(partial(self._abandon, lease))
             raise
         except BaseException:
             lease.release()
             raise
+        lease.memory = opened.granted
         return LiveCapture(
-            handle,
+            opened.handle,
             query=query,
-            granted=lease.memory,
-            on_close=partial(self._close, handle, lease),
+            granted=opened.granted,
+            started_ns=opened.started_ns,
+            promised_ns=opened.program_ns - _IN_FLIGHT_NS,
+            on_close=partial(self._close, opened.handle, lease),
         )
 
-    def _abandon(self, lease: Lease, opening: Future[tuple[Capture, int]]) -> None:
+    def _abandon(self, lease: Lease, opening: Future[Opened]) -> None:
         # In the thread that opened the handle, unless that had just been done.
         if not opening.cancelled() and opening.exception() is None:
-            opening.result()[0].close()
+            opening.result().handle.close()
         self._loop.call_soon_threadsafe(lease.release)
 
     def _close(self, handle: Capture, lease: Lease) -> None:
@@ -229,7 +254,18 @@ class Captures:
         await asyncio.to_thread(self._executor.shutdown)
 
 
-class LiveCapture:
+class Mark(NamedTuple):
+    """A moment, and how many packets will have been delivered when all before it were.
+
+    They should be by ``deadline``, a time of the loop.
+    """
+
+    time_ns: int
+    packets: int
+    deadline: float
+
+
+class LiveCapture(Source):
     """One open capture, read in whole batches of records.
 
     ``granted`` is the size of its ring. Counters stay when it is closed. Nothing is
@@ -245,19 +281,22 @@ class LiveCapture:
         *,
         query: CaptureQuery,
         granted: int,
+        started_ns: int,
+        promised_ns: int,
         on_close: Callable[[], None],
     ) -> None:
+        super().__init__(query, started_ns=started_ns, promised_ns=promised_ns)
         self.granted = granted
         self._handle = handle
-        self._query = query
         self._on_close = on_close
-        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._watched = False
-        self._reason: EndReason | CaptureError | None = None
         self._closed = False
+        self._received = 0
         self._dropped = 0
         self._undelivered = 0
+        self._mark: Mark | None = None
+        self._never = 0
 
     @property
     def packets(self) -> int:
@@ -268,6 +307,11 @@ class LiveCapture:
     def data_bytes(self) -> int:
         """How many bytes of packet data were delivered."""
         return self._handle.data_bytes
+
+    @property
+    def received(self) -> int:
+        """How many packets the kernel took for it, with those dropped, when last asked."""
+        return self._received
 
     @property
     def dropped(self) -> int:
@@ -282,15 +326,7 @@ class LiveCapture:
     def refresh(self) -> None:
         """Ask the kernel for its counters. To be done at least every few minutes."""
         if not self._closed:
-            _, self._dropped, _ = self._handle.statistics()
-
-    def stop(self) -> None:
-        """Have ``deliver`` end soon, after all that is captured by now."""
-        self._end(EndReason.SHUTDOWN)
-
-    def fail(self, failure: CaptureError) -> None:
-        """Have ``deliver`` raise, after all that is captured by now."""
-        self._end(failure)
+            self._received, self._dropped, _ = self._handle.statistics()
 
     def _end(self, reason: EndReason | CaptureError) -> None:
         # At once, also while the client does not take what was read before.
@@ -299,31 +335,10 @@ class LiveCapture:
             self._handle.stop()
             self._wake()
 
-    async def deliver(
-        self,
-        send: Callable[[bytes], Awaitable[None]],
-        *,
-        on_draining: Callable[[], None] = lambda: None,
+    async def _deliver(
+        self, send: Callable[[bytes], Awaitable[None]], on_draining: Callable[[], None]
     ) -> EndReason:
-        """Send batches of records until a limit is reached; say which.
-
-        ``on_draining`` is called when nothing new will be captured and only what
-        waits is still sent. Cancelling loses what was read and not sent, and no more.
-
-        Raises:
-            CaptureError: the handle fails, or was said to.
-
-        """
-        timer = None
-        if self._query.duration_ns is not None:
-            timer = self._loop.call_later(
-                self._query.duration_ns / SECONDS, self._end, EndReason.DURATION
-            )
-        try:
-            reason = await self._run(send)
-        finally:
-            if timer is not None:
-                timer.cancel()
+        reason = await self._run(send)
         if reason is self._reason:
             on_draining()
             await self._drain(send)
@@ -338,6 +353,7 @@ class LiveCapture:
         idle_seconds = self._idle_seconds()
         last = self._loop.time()
         while self._reason is None:
+            began = self._loop.time()
             batch = handle.read_batch(BATCH_BYTES)
             is_last = handle.finished
             if batch:
@@ -345,12 +361,13 @@ class LiveCapture:
                 last = self._loop.time()
             if is_last:
                 return self._limit()
+            await self._beat_after(send, began)
             if handle.more:
                 await asyncio.sleep(0)  # the others' turn
             elif self._loop.time() >= last + idle_seconds:
                 return EndReason.IDLE
             elif self._reason is None:
-                await self._readable(last + idle_seconds)
+                await self._readable(min(last + idle_seconds, self._due))
         return self._reason
 
     def _idle_seconds(self) -> float:
@@ -358,23 +375,44 @@ class LiveCapture:
         # A packet that has come may still be hidden in an open block.
         return math.inf if idle_ns is None else idle_ns / SECONDS + _GRACE_SECONDS
 
-    def _limit(self) -> EndReason:
-        packets = self._query.packets
-        if packets is not None and self._handle.packets >= packets:
-            return EndReason.PACKETS
-        return EndReason.BYTES
+    async def _beat_after(
+        self, send: Callable[[bytes], Awaitable[None]], began: float
+    ) -> None:
+        """Send the heartbeat if it is due, after a read at ``began`` that was sent."""
+        if self._heartbeat is None:
+            return
+        mark = self._mark
+        if mark is not None and began >= mark.deadline and not self._handle.more:
+            self._never += max(mark.packets - self._handle.packets, 0)
+            mark = mark._replace(packets=0)
+        if mark is None or self._handle.packets >= mark.packets:
+            if mark is not None:
+                self._heartbeat.promise(mark.time_ns - _IN_FLIGHT_NS)
+            # In this order: all that is counted before that moment is in the number.
+            time_ns = time.time_ns()
+            waiting = self._handle.undelivered() - self._never
+            self._mark = Mark(
+                time_ns, self._handle.packets + waiting, began + _LOST_SECONDS
+            )
+            if waiting <= 0:
+                self._heartbeat.promise(time_ns - _IN_FLIGHT_NS)
+        await self._beat(send)
 
     async def _drain(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         handle = self._handle
         end = self._loop.time() + _GRACE_SECONDS
         while not handle.finished:
+            began = self._loop.time()
             batch = handle.read_batch(BATCH_BYTES)
             if batch:
                 await send(batch)
-            elif handle.more:
+            await self._beat_after(send, began)
+            if batch:
+                continue
+            if handle.more:
                 await asyncio.sleep(0)
             elif self._loop.time() < end:
-                await self._readable(end)
+                await self._readable(min(end, self._due))
             else:
                 return
 

@@ -24,28 +24,33 @@ from ddump_common.answers import (
 )
 from ddump_common.api import (
     MEDIA_TYPE_PCAP,
+    MEDIA_TYPE_PCAPNG,
     STREAM_HEADER,
     WINDOW_HEADER,
     CaptureQuery,
     RingQuery,
 )
 from ddump_common.errors import DdumpError, ParameterError, UsageError
-from ddump_common.pcap import PcapHeader
 from ddump_common.text import printable
 from ddump_common.timespec import format_time
 from ddump_common.units import SECONDS
 
 from . import __version__
+from .accept import prefers_pcapng
 from .body import Body
 from .connections import Connection
 from .core import Core
+from .heartbeat import Heartbeat
 from .interfaces import capturable, interfaces
+from .preamble import pcap_preamble, pcapng_preamble
 from .window import NoRingError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from .capture import EndReason, LiveCapture
+    from ddump_common.note import EndReason
+
+    from .capture import LiveCapture
     from .pull import Pull
     from .streams import Stream
 
@@ -74,7 +79,8 @@ async def capture(request: web.Request) -> web.StreamResponse:
     core = request.app[CORE]
     query = CaptureQuery.parse(_pairs(request))
     plan = await core.plan(query, client=request.remote or "")
-    response = _response()
+    pcapng = _wants_pcapng(request)
+    response = _response(pcapng=pcapng)
     if request.method == hdrs.METH_HEAD:
         return response
     stream = core.streams.open(
@@ -84,7 +90,7 @@ async def capture(request: web.Request) -> web.StreamResponse:
         interfaces=plan.host,
         chosen=plan.chosen,
     )
-    opening = core.captures.open(query, plan.program)
+    opening = core.captures.open(query, plan.program, pcapng=pcapng)
     return await _stream(request, response, stream, opening)
 
 
@@ -99,14 +105,15 @@ async def ring(request: web.Request) -> web.StreamResponse:
     program, plan = await core.plan_window(
         query, now_ns=now_ns, client=request.remote or ""
     )
-    response = _response()
+    pcapng = _wants_pcapng(request)
+    response = _response(pcapng=pcapng)
     response.headers[WINDOW_HEADER] = plan.report.serialize()
     if request.method == hdrs.METH_HEAD:
         return response
     stream = core.streams.open(
         client=client_of(request), query=query, started_ns=time.time_ns()
     )
-    opening = core.recording.windows.open(query, plan, program)
+    opening = core.recording.windows.open(query, plan, program, pcapng=pcapng)
     return await _stream(request, response, stream, opening)
 
 
@@ -137,10 +144,15 @@ def _pairs(request: web.Request) -> list[tuple[str, str]]:
         ) from exc
 
 
-def _response() -> web.StreamResponse:
+def _wants_pcapng(request: web.Request) -> bool:
+    return prefers_pcapng(",".join(request.headers.getall(hdrs.ACCEPT, ())))
+
+
+def _response(*, pcapng: bool) -> web.StreamResponse:
     response = web.StreamResponse(
         headers={
-            hdrs.CONTENT_TYPE: MEDIA_TYPE_PCAP,
+            hdrs.CONTENT_TYPE: MEDIA_TYPE_PCAPNG if pcapng else MEDIA_TYPE_PCAP,
+            hdrs.VARY: hdrs.ACCEPT,
             hdrs.CACHE_CONTROL: "no-store",
             "X-Accel-Buffering": "no",  # nginx shall pass packets on as they come
         }
@@ -181,30 +193,43 @@ async def _deliver(
     source: LiveCapture | Pull,
 ) -> EndReason:
     query = stream.query
-    header = PcapHeader(
-        link_type=query.link.link_type,
-        snaplen=query.snaplen,
-        precision=query.precision,
-    )
+    heartbeat = None
+    preamble = pcap_preamble(query)
+    if response.content_type == MEDIA_TYPE_PCAPNG:
+        heartbeat = Heartbeat(
+            started_ns=source.started_ns,
+            promised_ns=source.promised_ns,
+            tally=stream.tally,
+        )
+        now = asyncio.get_running_loop().time()
+        preamble = pcapng_preamble(query) + heartbeat.block(now)
     await response.prepare(request)
-    await response.write(header.serialize())
+    await response.write(preamble)
     reason = await source.deliver(
         Body(request, response).write,
+        heartbeat=heartbeat,
         on_draining=lambda: stream.move(StreamState.DRAINING),
     )
     if query.interfaces and (failure := stream.failure(interfaces())) is not None:
         raise failure
+    if heartbeat is not None:
+        _refresh(stream)
+        await response.write(heartbeat.last_block(reason, ended_ns=time.time_ns()))
     await response.write_eof()
     return reason
+
+
+def _refresh(stream: Stream) -> None:
+    try:
+        stream.refresh(interfaces())
+    except DdumpError as exc:
+        _log.warning("stream %d: the last counters are missing: %s", stream.number, exc)
 
 
 def _finish(
     core: Core, stream: Stream, source: LiveCapture | Pull | None, end: str
 ) -> None:
-    try:
-        stream.refresh(interfaces())
-    except DdumpError as exc:
-        _log.warning("stream %d: the last counters are missing: %s", stream.number, exc)
+    _refresh(stream)
     if source is not None:
         source.close()
     info = core.streams.close(stream)

@@ -21,15 +21,16 @@ import math
 import time
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ddump_common.errors import CaptureError
+from ddump_common.note import EndReason
 from ddump_common.pcap import PcapHeader, Precision
 from ddump_common.units import SECONDS
 
 from ._ring import Cutter, UnreadableError
-from .capture import EndReason
 from .segment import RevokedError
+from .source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -67,7 +68,7 @@ class _Place(NamedTuple):
     offset: int
 
 
-class Pull:
+class Pull(Source):
     """What one client gets of the ring; ``packets`` and ``data_bytes`` are sent.
 
     It pins what it needs when it is made, on the event loop, and has to be closed.
@@ -76,6 +77,9 @@ class Pull:
 
     granted = 0
     undelivered = 0
+    received: Final = None
+    packets = 0
+    data_bytes = 0
 
     def __init__(
         self,
@@ -84,19 +88,17 @@ class Pull:
         ring: Ring,
         bounds: Bounds,
         program: bytes,
+        pcapng: bool = False,
         executor: Executor,
         on_close: Callable[[Pull], None],
     ) -> None:
-        self.packets = 0
-        self.data_bytes = 0
+        super().__init__(query, started_ns=time.time_ns(), promised_ns=bounds.since_ns)
         self._gone = 0
         self.position_ns: int | None = None
-        self._query = query
+        self._follows = query.follow
         self._ring = ring
         self._executor = executor
         self._on_close = on_close
-        self._loop = asyncio.get_running_loop()
-        self._reason: EndReason | CaptureError | None = None
         self._stopped_ns = 0
         self._stop_deadline = math.inf
         self._closed = False
@@ -108,6 +110,7 @@ class Pull:
             output_link_type=query.link.link_type,
             snaplen=query.snaplen,
             nano=query.precision is Precision.NANO,
+            pcapng=pcapng,
             since_ns=bounds.since_ns,
             until_ns=bounds.until_ns,
             packet_limit=query.packets,
@@ -154,14 +157,6 @@ class Pull:
     def refresh(self) -> None:
         """Do nothing: the counters come with the slices."""
 
-    def stop(self) -> None:
-        """Have ``deliver`` end after the window, and what is recorded by now."""
-        self._end(EndReason.SHUTDOWN)
-
-    def fail(self, failure: CaptureError) -> None:
-        """Have ``deliver`` raise where it would wait for what comes later."""
-        self._end(failure)
-
     def _end(self, reason: EndReason | CaptureError) -> None:
         if self._reason is None and not self._closed:
             self._reason = reason
@@ -171,7 +166,7 @@ class Pull:
 
     def notice(self) -> None:
         """Take note of what was recorded; on the event loop, whatever the client does."""
-        if self._query.follow and not self._closed:
+        if self._follows and not self._closed:
             self._look_ahead()
             self._news.set()
 
@@ -207,49 +202,29 @@ class Pull:
         del self._held[segment.number]
         self._executor.submit(self._pins.pop(segment.number).release, segment)
 
-    async def deliver(
-        self,
-        send: Callable[[bytes], Awaitable[None]],
-        *,
-        on_draining: Callable[[], None] = lambda: None,
+    async def _deliver(
+        self, send: Callable[[bytes], Awaitable[None]], on_draining: Callable[[], None]
     ) -> EndReason:
-        """Send slices of records until all is sent or a limit is reached; say which.
-
-        ``on_draining`` is called when nothing that is recorded later will be sent.
-        Cancelling loses what was read and not sent, and no more.
-
-        Raises:
-            CaptureError: no file can be opened, or the recorder has failed.
-
-        """
-        timer = None
-        if self._query.duration_ns is not None:
-            timer = self._loop.call_later(
-                self._query.duration_ns / SECONDS, self._end, EndReason.DURATION
-            )
-        try:
-            reason = await self._deliver_window(send)
-            return reason or await self._deliver_later(send, on_draining)
-        finally:
-            if timer is not None:
-                timer.cancel()
+        reason = await self._deliver_window(send)
+        return reason or await self._deliver_later(send, on_draining)
 
     async def _deliver_window(
         self, send: Callable[[bytes], Awaitable[None]]
     ) -> EndReason | None:
         """Return ``None`` when what comes later is wanted as well."""
         # Of what is followed the time is that of its end: all before it is sent.
-        while self._query.follow or self._reason is not EndReason.DURATION:
-            data = await self._read(self._cut)
+        while self._follows or self._reason is not EndReason.DURATION:
+            data = await self._read(self._cut, send)
             position_ns = min(self._cutter.position_ns, self._window_ns)
             self._let_go_of_parts()
             if data:
                 await send(data)
-            self.position_ns = position_ns
+            self._advance(position_ns)
             if self._cutter.finished:
                 return self._limit()
             if self._cutter.exhausted:
-                return None if self._query.follow else EndReason.COMPLETE
+                return None if self._follows else EndReason.COMPLETE
+            await self._beat(send)
         return EndReason.DURATION
 
     async def _deliver_later(
@@ -265,7 +240,7 @@ class Pull:
             if self._reason is not None and not drained:
                 drained = True
                 on_draining()
-            data = await self._read_on()
+            data = await self._read_on(send)
             if data:
                 await send(data)
                 last = self._loop.time()
@@ -273,12 +248,13 @@ class Pull:
                 return self._limit()
             if (reason := self._look_back()) is not None:
                 return reason
+            await self._beat(send)
             if self._is_behind():
                 continue
             idle_deadline = last + idle_seconds + _GRACE_SECONDS
             if self._loop.time() >= idle_deadline:
                 return EndReason.IDLE
-            await self._wait(min(idle_deadline, self._stop_deadline))
+            await self._wait(min(idle_deadline, self._stop_deadline, self._due))
 
     def _look_ahead(self) -> None:
         """See how far the ring goes, until it goes as far as is to be sent."""
@@ -305,7 +281,7 @@ class Pull:
     def _look_back(self) -> EndReason | None:
         """See how far what was sent goes; return why that is all, if it is."""
         if self._mark is not None and self._has_reached(self._mark[0]):
-            _, self.position_ns = self._mark
+            self._advance(self._mark[1])
             self._mark = None
         if self._goal is None or not self._has_reached(self._goal):
             return None
@@ -335,14 +311,23 @@ class Pull:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
                 await self._news.wait()
 
-    def _limit(self) -> EndReason:
-        packets = self._query.packets
-        if packets is not None and self._cutter.packets >= packets:
-            return EndReason.PACKETS
-        return EndReason.BYTES
+    def _advance(self, position_ns: int) -> None:
+        self.position_ns = position_ns
+        if self._heartbeat is not None:
+            self._heartbeat.promise(position_ns)
 
-    async def _read(self, work: Callable[[], bytes]) -> bytes:
-        data = await self._loop.run_in_executor(self._executor, work)
+    async def _read(
+        self, work: Callable[[], bytes], send: Callable[[bytes], Awaitable[None]]
+    ) -> bytes:
+        """Do ``work`` in a thread, which may have to wait its turn or for the disk."""
+        reading = self._loop.run_in_executor(self._executor, work)
+        try:
+            while not reading.done() and self._heartbeat is not None:
+                await asyncio.wait([reading], timeout=self._due - self._loop.time())
+                await self._beat(send)
+            data = await reading
+        finally:
+            reading.cancel()
         self.packets = self._cutter.packets
         self.data_bytes = self._cutter.data_bytes
         return data
@@ -355,7 +340,7 @@ class Pull:
                 self._let_go(segment)
         self._needed = needed
 
-    async def _read_on(self) -> bytes:
+    async def _read_on(self, send: Callable[[bytes], Awaitable[None]]) -> bytes:
         if not self._later:
             return b""
         segment = self._later[0]
@@ -363,7 +348,7 @@ class Pull:
         is_complete = len(self._later) > 1 or (
             self._goal is not None and self._goal.number > segment.number
         )
-        data = await self._read(partial(self._follow, segment))
+        data = await self._read(partial(self._follow, segment), send)
         if is_complete and self._offset == segment.index.committed:
             self._later.popleft()
             self._offset = PcapHeader.SIZE

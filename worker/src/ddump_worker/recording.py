@@ -126,13 +126,17 @@ class Recording:
 
         An index that two interfaces had at different times stands for both.
         """
+        known = self._recorded()
+        for each in interfaces():
+            known.setdefault(each.name, {each.index})
+        return known
+
+    def _recorded(self) -> dict[str, set[int]]:
         known: dict[str, set[int]] = {}
         for segment in self.ring.segments():
             for index, names in segment.interfaces.items():
                 for name in names:
                     known.setdefault(name, set()).add(index)
-        for each in interfaces():
-            known.setdefault(each.name, {each.index})
         return known
 
     def info(self) -> RingInfo:
@@ -141,6 +145,9 @@ class Recording:
             self.ring.info(),
             windows=len(self.windows),
             max_windows=self.windows.limit,
+            interfaces={
+                name: sorted(indices) for name, indices in self._recorded().items()
+            },
         )
 
     async def refresh(self) -> None:
@@ -209,14 +216,13 @@ async def record(
 
 
 def _open(options: RingOptions, program: bytes) -> Capture:
-    source, _ = open_handle(
+    return open_handle(
         program,
         link_type=options.link.link_type,
         snaplen=options.snaplen,
         buffer_size=options.buffer_size,
         nano=True,
-    )
-    return source
+    ).handle
 
 
 async def _made(make: Callable[[], _Made], undo: contextlib.AsyncExitStack) -> _Made:

@@ -95,6 +95,18 @@ class RingOptions:
         if self.pinned is not None and self.pinned < 0:
             raise UsageError(f"a negative size that is pinned: {self.pinned}")
 
+    @property
+    def partial(self) -> str:
+        """Why it does not keep all that a live capture would have, if it does not."""
+        reasons = []
+        if self.filter.strip():
+            reasons.append(f"only {self.filter}")
+        if self.interfaces:
+            reasons.append(f"only from {', '.join(self.interfaces)}")
+        if self.snaplen < MAX_SNAPLEN:
+            reasons.append(f"cut to {self.snaplen} bytes")
+        return "; ".join(reasons)
+
 
 class Pins:
     """Segments that one reader still needs. Any thread; a context manager.
@@ -309,6 +321,7 @@ class Ring:
                 for each in self.coverage()
             ],
             shortened=self._shortened,
+            partial=self.options.partial,
             adopting=bool(self._unread),
         )
 

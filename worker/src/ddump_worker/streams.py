@@ -12,6 +12,8 @@ from ddump_common.answers import StreamInfo, StreamState, Totals
 from ddump_common.api import RingQuery
 from ddump_common.errors import CaptureError
 
+from .heartbeat import Tally
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -44,6 +46,10 @@ class Delivery(Protocol):
     @property
     def data_bytes(self) -> int:
         """How many bytes of packet data were delivered."""
+
+    @property
+    def received(self) -> int | None:
+        """How many packets the kernel took for it, those dropped included."""
 
     @property
     def dropped(self) -> int:
@@ -166,6 +172,20 @@ class Stream:
             _log.warning("stream %d: gone from this host: %s", self.number, names)
             self._missing = missing
         return None
+
+    def tally(self) -> Tally:
+        """Return what is counted of it now; what interfaces dropped, when last asked."""
+        capture = self._capture
+        if capture is None:
+            raise RuntimeError("a stream that does not run counts nothing")
+        capture.refresh()
+        return Tally(
+            received=capture.received,
+            interface_dropped=None if self.is_window else self._meter.dropped,
+            dropped=capture.dropped,
+            delivered=capture.packets,
+            skipped=capture.skipped,
+        )
 
     def info(self) -> StreamInfo:
         """Return what is known of it now."""

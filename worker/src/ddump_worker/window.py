@@ -171,8 +171,15 @@ class Windows:
         for pull in self._pulls:
             pull.notice()
 
-    async def open(self, query: RingQuery, plan: WindowPlan, program: bytes) -> Pull:
-        """Return a pull, which has to be closed.
+    async def open(
+        self,
+        query: RingQuery,
+        plan: WindowPlan,
+        program: bytes,
+        *,
+        pcapng: bool = False,
+    ) -> Pull:
+        """Return a pull, which has to be closed. ``pcapng`` is what it gives.
 
         Raises:
             ExhaustedError: as ``check``.
@@ -184,6 +191,7 @@ class Windows:
             ring=self._ring,
             bounds=plan.bounds,
             program=program,
+            pcapng=pcapng,
             executor=self._executor,
             on_close=self._pulls.discard,
         )
