@@ -10,6 +10,7 @@ import pytest
 
 from ddump_common.errors import CorruptError, FormatError
 from ddump_merger._merge import Merge
+from ddump_merger.counters import Counters
 from support.captures import (
     SLL,
     SLL2,
@@ -166,7 +167,7 @@ def test_disorder_holds_back():
     assert times(merge.data_to_send()) == [S + 10 * MS, S + 50 * MS - 1, S + 50 * MS]
     merge.receive_eof(0)
     assert times(merge.data_to_send()) == [S + 100 * MS]
-    assert merge.counters(0) == (5, 5, 0, 0)
+    assert merge.counters(0) == Counters(5, 5, 0, 0)
 
 
 def test_at_the_watermark_the_lower_input_is_waited_for():
@@ -187,7 +188,7 @@ def test_a_later_head_is_not_behind_what_left_at_its_time():
     assert texts(drain(merge)) == b"a"
     merge.advance(0, 5 * S + 1)
     assert texts(drain(merge)) == b"b"
-    assert merge.counters(1) == (1, 1, 0, 0)
+    assert merge.counters(1) == Counters(1, 1, 0, 0)
 
 
 def test_advance_moves_on_and_never_back():
@@ -252,8 +253,8 @@ def test_late_records_leave_at_once_and_are_counted():
     assert merge.data_to_send() == b""
     merge.receive_data(0, record(4 * S) + record(6 * S))
     assert times(merge.data_to_send()) == [4 * S, 5 * S, 6 * S]
-    assert merge.counters(0) == (3, 3, 1, 0)
-    assert merge.counters(1) == (3, 3, 2, 0)
+    assert merge.counters(0) == Counters(3, 3, 1, 0)
+    assert merge.counters(1) == Counters(3, 3, 2, 0)
 
 
 # --- Limits ---
@@ -279,8 +280,8 @@ def test_a_live_input_over_its_limit_forces_the_oldest_out():
     assert merge.buffered(0) <= 200_000
     merge.receive_data(2, record(S))
     assert times(drain(merge)) == [S]
-    assert merge.counters(1) == (2, 2, 0, 0)
-    assert merge.counters(2) == (1, 1, 1, 0)
+    assert merge.counters(1) == Counters(2, 2, 0, 0)
+    assert merge.counters(2) == Counters(1, 1, 1, 0)
     assert merge.counters(0)[2] == 0
 
 
@@ -305,7 +306,7 @@ def test_a_window_that_holds_the_merge_back_itself_moves_on():
     assert merge.counters(0)[0] >= 50
     merge.receive_eof(0)
     drain(merge)
-    assert merge.counters(0) == (100, 100_000, 0, 0)
+    assert merge.counters(0) == Counters(100, 100_000, 0, 0)
 
 
 def test_windows_that_hold_back_together_both_move_on():
@@ -382,7 +383,7 @@ def test_refuse_forgets_what_was_not_released():
     merge.receive_data(0, record(5 * S)[:20])
     merge.refuse(0)
     assert merge.buffered(0) == 0
-    assert merge.counters(0) == (1, 1, 0, 0)
+    assert merge.counters(0) == Counters(1, 1, 0, 0)
     merge.refuse(0)
     merge.receive_data(1, record(6 * S))
     merge.receive_eof(1)
@@ -513,7 +514,7 @@ def test_an_input_that_comes_later_and_does_not_fit_ends():
         assert merge.link_type(0) in {1, 228}
         merge.receive_eof(1)
         assert times(drain(merge)) == [2 * S]
-        assert merge.counters(0) == (0, 0, 0, 0)
+        assert merge.counters(0) == Counters(0, 0, 0, 0)
 
 
 # --- Output ---
@@ -542,6 +543,8 @@ def test_the_largest_packets(pcapng_out):
     merge.start(SLL)
     merge.receive_data(0, pcap(records, nano=True))
     merge.receive_eof(0)
+    if pcapng_out:
+        merge.describe(0, 0, 0)
     sizes = []
     while part := merge.data_to_send():
         sizes.append(len(part))

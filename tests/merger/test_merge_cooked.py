@@ -6,6 +6,7 @@ import pytest
 
 from ddump_common.errors import CorruptError
 from ddump_merger._merge import Merge
+from ddump_merger.counters import Counters
 from support.captures import SLL, SLL2, Cooked, Record, parse_records, pcap, pcapng
 from support.merges import drain, merge_whole
 
@@ -102,7 +103,7 @@ def test_what_grows_over_the_snaplen_is_cut_and_counted(pcapng_out):
     else:
         whole = Record(S, packet.sll2()[:262_144], 300_004)
         assert parse_records(data) == [whole, whole]
-    assert merge.counters(0) == (2, 2 * 262_144, 0, 1)
+    assert merge.counters(0) == Counters(2, 2 * 262_144, 0, 1)
 
 
 def test_mixed_inputs_become_one_type():

@@ -24,8 +24,9 @@ from support.captures import (
     pcap_record,
     section,
     simple_packet,
+    statistics,
 )
-from support.merges import merge_whole, read_alone
+from support.merges import drain, merge_whole, read_alone
 
 S = 1_000_000_000
 RECORDS = [
@@ -74,7 +75,8 @@ def odd_blocks(byte_order):
     for n, record in enumerate(RECORDS):
         comment = option(1, b"c" * n, **order) + bytes(4)
         units += [
-            Unit(block(5, bytes(4 * n), **order)),
+            Unit(block(7, bytes(4 * n), **order)),
+            Unit(statistics(0, **order, options=comment)),
             Unit(block(0x80000BAD, bytes(range(40)), **order)),
             Unit(
                 enhanced_packet(record.timestamp_ns, record, **order, options=comment),
@@ -334,7 +336,7 @@ def test_the_last_nanosecond_of_63_bits():
             continue
         merge.receive_data(0, capture)
         merge.receive_eof(0)
-        assert parse_blocks(merge.data_to_send()) == [
+        assert parse_blocks(drain(merge)) == [
             (0, (1 << 63) - 1, Record(0, b"data"))
         ]
 

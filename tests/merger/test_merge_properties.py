@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddump_merger._merge import Merge
+from ddump_merger.counters import Counters
 from support.captures import (
     SLL,
     SLL2,
@@ -112,7 +113,7 @@ def test_equals_a_stable_sort_of_the_union(data, inputs):
     assert merge.done
     for i, records in enumerate(inputs):
         octets = sum(len(record.data) for record in records)
-        assert merge.counters(i) == (len(records), octets, 0, 0)
+        assert merge.counters(i) == Counters(len(records), octets, 0, 0)
         assert merge.buffered(i) == 0
 
 
@@ -197,7 +198,7 @@ def test_every_step_is_that_of_the_plain_merge(steps, disorder):
         released = [record for number, record in plain.released if number == i]
         octets = sum(len(record.data) for record in released)
         late = plain.inputs[i].late
-        assert merge.counters(i) == (len(released), octets, late, 0)
+        assert merge.counters(i) == Counters(len(released), octets, late, 0)
 
 
 @calm

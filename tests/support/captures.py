@@ -34,6 +34,8 @@ __all__ = [
     "pcapng",
     "section",
     "simple_packet",
+    "statistics",
+    "statistics_time",
 ]
 
 SLL = 113
@@ -186,6 +188,18 @@ def obsolete_packet(units, record, *, byte_order="<", number=0, drops=0xFFFF):
 def simple_packet(record, *, byte_order="<"):
     body = struct.pack(byte_order + "I", record.length)
     return block(3, body + record.data, byte_order=byte_order)
+
+
+def statistics(units, *, byte_order="<", number=0, options=b""):
+    """``units`` is the raw timestamp; see ``statistics_time`` for those in options."""
+    body = struct.pack(byte_order + "III", number, units >> 32, units & 0xFFFFFFFF)
+    return block(5, body + options, byte_order=byte_order)
+
+
+def statistics_time(code, units, *, byte_order="<"):
+    """An option of a statistics block that holds a raw timestamp."""
+    value = struct.pack(byte_order + "II", units >> 32, units & 0xFFFFFFFF)
+    return option(code, value, byte_order=byte_order)
 
 
 def pcapng(records, *, byte_order="<", nano=True, link_type=SLL) -> bytes:

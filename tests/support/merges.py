@@ -5,17 +5,22 @@ from __future__ import annotations
 from itertools import pairwise
 
 from ddump_merger._merge import Merge
+from ddump_merger.counters import Counters
 from support.captures import SLL, parse_records
 
 __all__ = ["drain", "merge_whole", "pieces", "read_alone"]
 
 
 def drain(merge) -> bytes:
-    """Return all that may leave now."""
+    """Return all that may leave now. An interface gets the number of its input."""
     parts = []
-    while data := merge.data_to_send():
-        parts.append(data)
-    return b"".join(parts)
+    while True:
+        while data := merge.data_to_send():
+            parts.append(data)
+        described = merge.undescribed()
+        if described is None:
+            return b"".join(parts)
+        merge.describe(*described, described[0])
 
 
 def pieces(data, cuts) -> list[bytes]:
@@ -55,10 +60,7 @@ def read_alone(parts, *, link_type=SLL):
         raise
     records = parse_records(drain(merge), nano=True)
     assert merge.done
-    assert merge.counters(0) == (
-        len(records),
-        sum(len(record.data) for record in records),
-        0,
-        0,
+    assert merge.counters(0) == Counters(
+        packets=len(records), octets=sum(len(record.data) for record in records)
     )
     return records

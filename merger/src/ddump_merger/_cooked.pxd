@@ -9,7 +9,7 @@
 # All big-endian (https://www.tcpdump.org/linktypes.html). A packet that was cut within
 # this header has only those bytes of the other one that are really known.
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 cdef enum:
@@ -17,6 +17,18 @@ cdef enum:
     LINUX_SLL2 = 276
     SLL_SIZE = 16
     SLL2_SIZE = 20
+    SLL2_INTERFACE = 4  # where the index begins
+    SLL2_INTERFACE_END = 8
+
+
+# Whether records of one link type can become those of the other; -1 is none yet.
+cdef inline bint fits(int64_t link_type, int64_t output) noexcept nogil:
+    if link_type < 0 or output < 0 or link_type == output:
+        return True
+    return (
+        (link_type == LINUX_SLL or link_type == LINUX_SLL2)
+        and (output == LINUX_SLL or output == LINUX_SLL2)
+    )
 
 
 # Write the SLL header for `caplen` bytes of SLL2 at `data`; return how much of it is

@@ -3,13 +3,15 @@
 
 ``_merge.pyi`` is the contract. Packets are touched here and nowhere else: received
 chunks are kept by reference, their records become descriptors (``_records.pxd``) as
-they are read (``_reader.pxd``), and the data is copied once, when a record leaves.
+they are read (``_reader.pxd``), and the data is copied once, when a record leaves
+(``_writer.pxd``).
 
 Each open input has a watermark: nothing earlier is still expected from it. A record
-leaves when no open input can deliver one that belongs before it, in order of
-(timestamp, input, arrival); when it is older than one that has left already; or when
+leaves when no input that is waited for can deliver one that belongs before it, in order
+of (timestamp, input, arrival); when it is older than one that has left already; or when
 an input is over its limit. Two rankings (``_ranking.pxd``) give the next record and
-the least watermark.
+the least watermark. Records that were asked for once more take no part in what is late:
+without them the output is in order but for the late ones.
 
 The long loops run without the GIL. A merge is for one thread at a time, and says so
 when it is used by two.
@@ -19,12 +21,20 @@ cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
-from ._cooked cimport LINUX_SLL, LINUX_SLL2, SLL2_SIZE, SLL_SIZE, sll2_from_sll, sll_from_sll2
-from ._octets cimport store32
+from ._cooked cimport fits
+from ._descriptions cimport (
+    MAX_DESCRIPTIONS,
+    Description,
+    Descriptions,
+    descriptions_close,
+    descriptions_find,
+    descriptions_full,
+    descriptions_set,
+)
+from ._fingerprints cimport Fingerprints, fingerprints_close, fingerprints_open
 from ._ranking cimport (
-    ABSENT,
     Entry,
     Ranking,
     ranking_close,
@@ -35,23 +45,49 @@ from ._ranking cimport (
     ranks_before,
 )
 from ._reader cimport (
-    MAX_CAPLEN,
     NO_MEMORY,
     PCAP,
+    PCAP_HEADER,
     PCAPNG,
-    RECORD_HEADER,
     SECOND,
+    UNFIT_LINK_TYPE,
     UNKNOWN,
     Reader,
+    carry_append,
     reader_between,
     reader_close,
     reader_feed,
     reader_open,
+    reader_reset,
+    reader_shift,
 )
-from ._records cimport Chunk, Pool, Record, pool_clear, queue_count, queue_first, queue_pop
+from ._records cimport (
+    Chunk,
+    Pool,
+    Record,
+    pool_clear,
+    queue_count,
+    queue_first,
+    queue_pop,
+    record_refilled,
+)
+from ._statistics cimport (
+    ISB_ENDTIME,
+    ISB_IFDROP,
+    ISB_IFRECV,
+    ISB_OSDROP,
+    ISB_STARTTIME,
+    ISB_USRDELIV,
+    Statistics,
+)
+from ._writer cimport NO_ROOM, OUTPUT_SIZE, Writer, interface_index, writer_put
+
+from os import urandom
 
 from ddump_common.errors import BadMagicError, CorruptError, FormatError, TruncatedError
 from ddump_common.pcap import PcapHeader, Precision
+
+from .counters import Counters, Heartbeat
 
 cdef extern from *:
     void prefetch "__builtin_prefetch"(const void *at) noexcept nogil
@@ -61,20 +97,15 @@ cdef extern from "Python.h":
     char *PyBytes_AS_STRING(PyObject *data)
     int _PyBytes_Resize(PyObject **data, Py_ssize_t size) except -1
 
-__all__ = ["Merge"]
+__all__ = ["Merge", "Seam"]
 
 cdef enum:
     MAX_INPUTS = 1 << 16
-    # What one call returns at most. It has room for the largest record of any format,
-    # so an empty buffer always takes one.
-    OUTPUT_SIZE = MAX_CAPLEN + 64
-    EPB_HEADER = 28
-    EPB_FRAME = 32  # with the length at the end
-    ENHANCED_PACKET = 6
     PAGE_OF_BYTES = 64  # what a bytes object costs beside its data, about
 
 cdef int64_t CLASSIC_MOST_NS = (<int64_t>1 << 32) * SECOND - 1  # seconds have 32 bits there
 cdef int64_t MAX_DISORDER_NS = <int64_t>1 << 62
+cdef int64_t MAX_SHIFT_NS = <int64_t>1 << 62
 
 DEFAULT_MAX_BYTES = 64 << 20
 
@@ -107,52 +138,97 @@ _FAULTS = (
     "more than {0} interfaces",
     "an interface has link type {0}, those before it have another",
     "a packet claims {0} captured bytes, more than its block has",
+    "link type {0} cannot become the output's",
+    "a statistics block belongs to interface {0}, which was not described",
+    "the options of a statistics block overrun, or have a length or a time that cannot be",
+    "a statistics block has a time that cannot be, or does not fit the output",
 )
-
-
-cdef enum Conversion:
-    AS_IT_IS
-    TO_SLL
-    TO_SLL2
 
 
 cdef struct Input:
     Reader reader
     bint ended
+    bint suspended
     int64_t watermark
     bint live
     size_t max_bytes
-    Conversion conversion
     uint64_t packets
     uint64_t octets
     uint64_t late
     uint64_t cut
+    uint64_t refilled
+    Descriptions descriptions
 
 
-cdef struct Output:
-    uint8_t *data
-    size_t size  # <= OUTPUT_SIZE, which is what `data` has room for
+@cython.final
+cdef class Seam:
+    cdef Reader reader
+    cdef Fingerprints prints
+    cdef bint busy
+    cdef bint over  # it is part of a merge, or its bytes were no capture
+
+    def __cinit__(self, int64_t since_ns):
+        cdef bytes key = urandom(16)
+        fingerprints_open(&self.prints, <const uint8_t *><const char *>key, since_ns)
+        reader_open(&self.reader, NULL, INT64_MAX)
+        self.reader.collected = &self.prints
+
+    def __dealloc__(self):
+        reader_close(&self.reader)
+        fingerprints_close(&self.prints)
+
+    def __len__(self):
+        return <Py_ssize_t>self.prints.left
+
+    def receive_data(self, bytes data not None):
+        cdef Py_ssize_t used = 0
+        cdef const uint8_t *octets = <const uint8_t *><const char *>data
+        cdef size_t size
+        cdef Chunk chunk
+        if self.over:
+            raise ValueError("the seam takes no more")
+        if self.busy:
+            raise RuntimeError("a seam cannot be used by two threads at once")
+        self.busy = True
+        try:
+            if self.reader.format == UNKNOWN:
+                used = begin(&self.reader, data)
+            size = <size_t>(len(data) - used)
+            with nogil:
+                reader_feed(&self.reader, &chunk, octets + used, size)
+            check(&self.reader)
+        except:
+            self.over = True
+            raise
+        finally:
+            self.busy = False
+
+    cdef Fingerprints *take(self) except NULL:
+        """Hand over what was collected; it must live as long as that is used."""
+        if self.over or self.busy:
+            raise ValueError("the seam is in use, or its bytes were no capture")
+        self.over = True
+        reader_close(&self.reader)
+        return &self.prints
 
 
 @cython.final
 cdef class Merge:
     cdef Input *inputs
     cdef uint32_t count
+    cdef uint32_t open_count  # inputs that have not ended
     cdef int64_t disorder_ns
-    cdef bint pcapng
-    cdef bint nano
+    cdef bint per_interface
     cdef uint64_t max_packets
     cdef uint64_t released
-    cdef int64_t last_ns  # the greatest timestamp that was released, or INT64_MIN
-    cdef int64_t second_ns  # a whole second near the last record written
-    cdef uint32_t second
-    cdef int64_t link  # of the output, or -1
+    cdef int64_t last_ns  # the greatest timestamp that counts for what is late, or INT64_MIN
+    cdef Writer writer
     cdef bint busy
     cdef Ranking heads  # inputs that hold records, by their first one
-    cdef Ranking watermarks  # inputs that are open
+    cdef Ranking watermarks  # inputs that are waited for: open and not suspended
     cdef Pool pool
     cdef Chunk *dead  # chunks that no record needs; they want the GIL to be given back
-    cdef list beginnings  # of each input: what came before its format was known
+    cdef list seams  # that the readers of the inputs use, or None
 
     def __cinit__(
         self,
@@ -161,6 +237,7 @@ cdef class Merge:
         int64_t disorder_ns=50_000_000,
         bint pcapng=False,
         bint nano=False,
+        bint per_interface=False,
         uint64_t max_packets=0,
     ):
         cdef uint32_t number
@@ -172,18 +249,20 @@ cdef class Merge:
         if self.inputs == NULL:
             raise MemoryError
         self.count = <uint32_t>inputs
+        self.open_count = self.count
         if (
             ranking_open(&self.heads, self.count) < 0
             or ranking_open(&self.watermarks, self.count) < 0
         ):
             raise MemoryError
         self.disorder_ns = disorder_ns
-        self.pcapng = pcapng
-        self.nano = nano
+        self.writer.pcapng = pcapng
+        self.writer.nano = nano
+        self.writer.link_type = -1
+        self.per_interface = per_interface
         self.max_packets = max_packets
         self.last_ns = INT64_MIN
-        self.link = -1
-        self.beginnings = [b""] * inputs
+        self.seams = [None] * inputs
         for number in range(self.count):
             reader_open(
                 &self.inputs[number].reader,
@@ -198,6 +277,7 @@ cdef class Merge:
         cdef uint32_t number
         for number in range(self.count):
             self.forget(number)
+            descriptions_close(&self.inputs[number].descriptions)
         self.bury()
         pool_clear(&self.pool)
         ranking_close(&self.heads)
@@ -211,6 +291,117 @@ cdef class Merge:
         input.max_bytes = <size_t>max_bytes
         input.live = live
 
+    def trust(self, Py_ssize_t i):
+        cdef Input *input = self.at(i)
+        self.enter()
+        input.reader.trusted = True
+        self.move(<uint32_t>i)
+        self.busy = False
+
+    def shift(self, Py_ssize_t i, int64_t delta_ns):
+        cdef Input *input = self.at(i)
+        if not -MAX_SHIFT_NS <= delta_ns <= MAX_SHIFT_NS:
+            raise ValueError(f"a shift of {delta_ns} ns")
+        self.enter()
+        reader_shift(&input.reader, delta_ns)
+        self.busy = False
+
+    def suspend(self, Py_ssize_t i):
+        cdef Input *input = self.at(i)
+        self.enter()
+        input.suspended = True
+        ranking_remove(&self.watermarks, <uint32_t>i)
+        self.busy = False
+
+    def resume(self, Py_ssize_t i):
+        cdef Input *input = self.at(i)
+        self.enter()
+        input.suspended = False
+        if not input.ended:
+            ranking_set(&self.watermarks, <uint32_t>i, input.watermark)
+        self.busy = False
+
+    def reopen(self, Py_ssize_t i, *, int64_t since_ns, Seam seam=None):
+        cdef Input *input = self.at(i)
+        cdef Fingerprints *known = NULL
+        if self.writer.link_type < 0:
+            raise ValueError("the merge has not been started")
+        self.enter()
+        try:
+            if seam is not None:
+                known = seam.take()
+            self.end(<uint32_t>i)
+            reader_reset(&input.reader)
+            input.reader.seam = known
+            self.seams[i] = seam
+            input.ended = False
+            self.open_count += 1
+            input.watermark = plus(since_ns, input.reader.shift_ns)
+            if not input.suspended:
+                ranking_set(&self.watermarks, <uint32_t>i, input.watermark)
+        finally:
+            self.busy = False
+
+    def refill(self, Py_ssize_t i, int64_t until_ns):
+        cdef Input *input = self.at(i)
+        self.enter()
+        input.reader.refill_ns = until_ns
+        self.busy = False
+
+    def heartbeat(self, Py_ssize_t i):
+        cdef const Statistics *last = &self.at(i).reader.statistics
+        if not last.count:
+            return None
+        return Heartbeat(
+            last.promised_ns,
+            last.count,
+            last.read,
+            given(last, ISB_STARTTIME),
+            given(last, ISB_ENDTIME),
+            given(last, ISB_IFRECV),
+            given(last, ISB_IFDROP),
+            given(last, ISB_OSDROP),
+            given(last, ISB_USRDELIV),
+            <bytes>last.comment[: last.comment_size],
+        )
+
+    def progress(self, Py_ssize_t i):
+        cdef const Reader *reader = &self.at(i).reader
+        first = reader.first if reader.described else reader.offset
+        return reader.offset, first, reader.newest_ns
+
+    def watermark(self, Py_ssize_t i):
+        cdef Input *input = self.at(i)
+        return INT64_MAX if input.ended else input.watermark
+
+    @property
+    def released_ns(self):
+        return self.last_ns
+
+    def undescribed(self):
+        if not self.writer.pcapng or not self.may_release():
+            return None
+        cdef uint32_t number = self.heads.entries[0].number
+        cdef uint32_t index = self.index_of_first(number)
+        if descriptions_find(&self.inputs[number].descriptions, index) != NULL:
+            return None
+        return number, index
+
+    def describe(self, Py_ssize_t i, uint32_t index, uint32_t number):
+        cdef Descriptions *descriptions = &self.at(i).descriptions
+        self.enter()
+        try:
+            if (
+                index
+                and descriptions_find(descriptions, index) == NULL
+                and descriptions_full(descriptions)
+            ):
+                raise ValueError(f"more than {MAX_DESCRIPTIONS} interfaces of input {i}")
+            if descriptions_set(descriptions, index, number) < 0:
+                raise MemoryError
+        finally:
+            self.busy = False
+
     def receive_data(self, Py_ssize_t i, bytes data not None):
         cdef Input *input = self.at(i)
         cdef Py_ssize_t used = 0
@@ -219,7 +410,11 @@ cdef class Merge:
         self.enter()
         try:
             if input.reader.format == UNKNOWN:
-                used = self.begin(<uint32_t>i, data)
+                try:
+                    used = begin(&input.reader, data)
+                except:
+                    self.end(<uint32_t>i)
+                    raise
             if used < len(data):
                 self.feed(<uint32_t>i, data, <size_t>used)
         finally:
@@ -233,7 +428,7 @@ cdef class Merge:
         cdef bint whole = input.reader.format != UNKNOWN and reader_between(&input.reader)
         cdef bint at_header = input.reader.format == UNKNOWN
         cdef uint64_t offset = input.reader.offset
-        cdef bint empty = at_header and not self.beginnings[i]
+        cdef bint empty = at_header and not input.reader.header_size
         self.end(<uint32_t>i)
         self.busy = False
         if whole:
@@ -262,7 +457,7 @@ cdef class Merge:
 
     def start(self, uint32_t link_type):
         cdef uint32_t number
-        if self.link >= 0:
+        if self.writer.link_type >= 0:
             raise ValueError("the merge has been started")
         for number in range(self.count):
             # What has ended with nothing left has nothing to be converted.
@@ -272,24 +467,23 @@ cdef class Merge:
                         f"input {number} has link type {self.inputs[number].reader.link_type},"
                         f" which cannot become {link_type}"
                     )
-        self.link = link_type
+        self.writer.link_type = link_type
         for number in range(self.count):
-            self.choose_conversion(number)
+            self.inputs[number].reader.output_link = link_type
 
     def data_to_send(self):
         cdef PyObject *data
-        cdef Output output
         self.enter()
         try:
-            if self.link < 0 or not self.may_release():
+            if not self.may_release() or self.undescribed() is not None:
                 return b""
             data = PyBytes_FromStringAndSize(NULL, OUTPUT_SIZE)
-            output.data = <uint8_t *>PyBytes_AS_STRING(data)
-            output.size = 0
+            self.writer.data = <uint8_t *>PyBytes_AS_STRING(data)
+            self.writer.size = 0
             with nogil:
-                self.release(&output)
+                self.release()
             self.bury()
-            _PyBytes_Resize(&data, <Py_ssize_t>output.size)
+            _PyBytes_Resize(&data, <Py_ssize_t>self.writer.size)
             result = <bytes>data
             Py_DECREF(result)  # the reference that `data` was
             return result
@@ -308,11 +502,19 @@ cdef class Merge:
 
     def counters(self, Py_ssize_t i):
         cdef Input *input = self.at(i)
-        return input.packets, input.octets, input.late, input.cut
+        return Counters(
+            input.packets,
+            input.octets,
+            input.late,
+            input.cut,
+            input.refilled,
+            input.reader.joined,
+            input.reader.backwards,
+        )
 
     @property
     def done(self):
-        return self.exhausted() or not (self.watermarks.count or self.heads.count)
+        return self.exhausted() or not (self.open_count or self.heads.count)
 
     # --- Taking in ---
 
@@ -328,44 +530,12 @@ cdef class Merge:
         self.busy = True
         return 0
 
-    cdef Py_ssize_t begin(self, uint32_t number, bytes data) except -1:
-        """Find out the format; return how many bytes of `data` that took."""
-        cdef Reader *reader = &self.inputs[number].reader
-        cdef bytes known = self.beginnings[number]
-        cdef bytes beginning = known + data[: max(0, 4 - len(known))]
-        if len(beginning) >= 4 and beginning[:4] not in _PCAP_MAGICS:
-            if beginning != _PCAPNG_MAGIC:
-                self.end(number)
-                raise _bad_magic(known + data[:64])
-            reader.format = PCAPNG
-            self.beginnings[number] = b""
-            self.feed(number, beginning, 0)
-            return len(beginning) - len(known)
-        beginning = known + data[: PcapHeader.SIZE - len(known)]
-        if len(beginning) < PcapHeader.SIZE:
-            self.beginnings[number] = beginning
-            return len(data)
-        try:
-            header = PcapHeader.parse(beginning)
-        except FormatError:
-            self.end(number)
-            raise
-        reader.format = PCAP
-        reader.big_endian = header.byte_order == ">"
-        reader.fraction_ns = 1 if header.precision is Precision.NANO else 1000
-        reader.link_type = header.link_type
-        reader.offset = PcapHeader.SIZE
-        self.beginnings[number] = b""
-        self.check_link_type(number)
-        return len(beginning) - len(known)
-
     cdef int feed(self, uint32_t number, bytes data, size_t start) except -1:
         """Read `data` from `start` on: what is whole of it is in the queue afterwards."""
         cdef Input *input = &self.inputs[number]
         cdef Reader *reader = &input.reader
         cdef const uint8_t *octets = <const uint8_t *><const char *>data
         cdef size_t size = <size_t>len(data) - start
-        cdef int64_t link_type = reader.link_type
         cdef Chunk *chunk = <Chunk *>malloc(sizeof(Chunk))
         if chunk == NULL:
             self.end(number)
@@ -380,49 +550,37 @@ cdef class Merge:
             reader_feed(reader, chunk, octets + start, size)
             self.drop(input, chunk)
         self.bury()
-        if reader.link_type != link_type:  # before all else: what came with it is queued
-            self.check_link_type(number)
         self.rank(number)
-        if reader.newest_ns >= 0:
-            self.raise_watermark(number, reader.newest_ns - self.disorder_ns)
+        self.move(number)
         if reader.fault:
             self.end(number)
-            if reader.fault == NO_MEMORY:
-                raise MemoryError
-            raise CorruptError(
-                _FAULTS[<int>reader.fault].format(reader.fault_value), offset=reader.offset
-            )
+        elif reader.seam != NULL and (
+            reader.seam.left == 0
+            or (reader.trusted and reader.statistics.promised_ns > reader.seam.newest_ns)
+        ):
+            reader.seam = NULL  # nothing of it comes any more
+            self.seams[number] = None
+        check(reader)
         return 0
 
-    cdef int check_link_type(self, uint32_t number) except -1:
-        """End an input that the output, when it is fixed already, cannot take."""
-        cdef int64_t link_type = self.inputs[number].reader.link_type
-        if self.link < 0:
-            return 0
-        if not fits(link_type, self.link):
-            self.end(number)
-            self.forget(number)
-            ranking_remove(&self.heads, number)
-            self.bury()
-            raise FormatError(
-                f"link type {link_type} cannot become the output's {self.link}", offset=0
+    cdef void move(self, uint32_t number) noexcept nogil:
+        """Move the watermark to where records and heartbeats have brought it."""
+        cdef const Reader *reader = &self.inputs[number].reader
+        if reader.newest_ns >= 0:
+            self.raise_watermark(
+                number, plus(reader.newest_ns, reader.shift_ns) - self.disorder_ns
             )
-        self.choose_conversion(number)
-        return 0
-
-    cdef void choose_conversion(self, uint32_t number) noexcept:
-        cdef Input *input = &self.inputs[number]
-        input.conversion = AS_IT_IS
-        if self.link == LINUX_SLL and input.reader.link_type == LINUX_SLL2:
-            input.conversion = TO_SLL
-        if self.link == LINUX_SLL2 and input.reader.link_type == LINUX_SLL:
-            input.conversion = TO_SLL2
+        if reader.trusted and reader.statistics.count:
+            self.raise_watermark(
+                number, plus(reader.statistics.promised_ns, reader.shift_ns)
+            )
 
     cdef void raise_watermark(self, uint32_t number, int64_t timestamp_ns) noexcept nogil:
         cdef Input *input = &self.inputs[number]
         if not input.ended and timestamp_ns > input.watermark:
             input.watermark = timestamp_ns
-            ranking_set(&self.watermarks, number, timestamp_ns)
+            if not input.suspended:
+                ranking_set(&self.watermarks, number, timestamp_ns)
 
     cdef void rank(self, uint32_t number) noexcept nogil:
         """Put the input where its first record belongs."""
@@ -434,10 +592,13 @@ cdef class Merge:
 
     cdef void end(self, uint32_t number) noexcept:
         cdef Input *input = &self.inputs[number]
+        if not input.ended:
+            self.open_count -= 1
         input.ended = True
         ranking_remove(&self.watermarks, number)
         reader_close(&input.reader)
-        self.beginnings[number] = b""
+        input.reader.seam = NULL
+        self.seams[number] = None
 
     cdef void forget(self, uint32_t number) noexcept:
         """Let go all that the input holds, but for its place in the rankings."""
@@ -495,22 +656,45 @@ cdef class Merge:
                 held(input) > input.max_bytes
                 and not input.ended
                 and queue_count(&input.reader.queue)
-                and (input.live or input.watermark == self.watermarks.entries[0].key)
+                and (
+                    input.live
+                    or (
+                        not input.suspended
+                        and input.watermark == self.watermarks.entries[0].key
+                    )
+                )
             ):
                 return number
         return -1
 
     cdef bint may_release(self) noexcept nogil:
-        if self.heads.count == 0 or self.exhausted():
+        if self.writer.link_type < 0 or self.heads.count == 0 or self.exhausted():
             return False
         return self.in_turn(&self.heads.entries[0]) or self.crowded() >= 0
 
-    cdef void release(self, Output *output) noexcept nogil:
+    cdef uint32_t index_of_first(self, uint32_t number) noexcept nogil:
+        """Return which interface of the input its first record, which is there, is of."""
+        cdef Input *input = &self.inputs[number]
+        cdef uint32_t index
+        if not self.per_interface:
+            return 0
+        index = interface_index(&self.writer, queue_first(&input.reader.queue))
+        if descriptions_full(&input.descriptions) and (
+            descriptions_find(&input.descriptions, index) == NULL
+        ):
+            return 0
+        return index
+
+    cdef void release(self) noexcept nogil:
         """Write records until the output is full or nothing may leave."""
         cdef int64_t forcing = -1
         cdef uint32_t number
         cdef Input *input
         cdef const Record *record
+        cdef const Description *description
+        cdef uint32_t interface = 0
+        cdef int64_t written
+        cdef bint cut = False
         cdef Chunk *chunk
         while self.heads.count and not self.exhausted():
             if not self.in_turn(&self.heads.entries[0]):
@@ -524,11 +708,23 @@ cdef class Merge:
             number = self.heads.entries[0].number
             input = &self.inputs[number]
             record = queue_first(&input.reader.queue)
-            if not self.write(output, number, record):
+            if self.writer.pcapng:
+                description = descriptions_find(
+                    &input.descriptions, self.index_of_first(number)
+                )
+                if description == NULL:
+                    return
+                interface = description.number
+            written = writer_put(&self.writer, record, interface, &cut)
+            if written == NO_ROOM:
                 return
             input.packets += 1
+            input.octets += <uint64_t>written
+            input.cut += <uint64_t>cut
             self.released += 1
-            if record.timestamp_ns < self.last_ns:
+            if record_refilled(record):
+                input.refilled += 1
+            elif record.timestamp_ns < self.last_ns:
                 input.late += 1
             else:
                 self.last_ns = record.timestamp_ns
@@ -546,103 +742,68 @@ cdef class Merge:
                 prefetch(record + 1)
                 ranking_sink_first(&self.heads, record.timestamp_ns)
 
-    cdef bint write(
-        self, Output *output, uint32_t number, const Record *record
-    ) noexcept nogil:
-        """Append the record as the output has it; say whether there was room."""
-        cdef Input *input = &self.inputs[number]
-        cdef uint8_t header[SLL2_SIZE]
-        cdef uint32_t header_size = 0
-        cdef const uint8_t *data = record.data
-        cdef uint32_t rest = record.caplen
-        cdef uint32_t length = record.length
-        cdef bint cut = False
-        if input.conversion == TO_SLL:
-            header_size = sll_from_sll2(header, data, rest)
-            length = <uint32_t>(length - 4 if length > 4 else 0)
-            data += SLL2_SIZE if rest > SLL2_SIZE else rest
-            rest = rest - SLL2_SIZE if rest > SLL2_SIZE else <uint32_t>0
-        elif input.conversion == TO_SLL2:
-            header_size = sll2_from_sll(header, data, rest)
-            length = <uint32_t>(length + 4 if length < 0xFFFFFFFCu else 0xFFFFFFFFu)
-            data += SLL_SIZE if rest > SLL_SIZE else rest
-            rest = rest - SLL_SIZE if rest > SLL_SIZE else <uint32_t>0
-            if rest > MAX_CAPLEN - SLL2_SIZE:
-                rest = MAX_CAPLEN - SLL2_SIZE
-                cut = True
-        # header_size + rest <= MAX_CAPLEN; with frame and padding that is OUTPUT_SIZE
-        # at most, so what does not fit now fits an empty buffer.
-        cdef uint32_t caplen = header_size + rest
-        cdef uint32_t padding = <uint32_t>((4 - caplen % 4) % 4 if self.pcapng else 0)
-        cdef uint32_t total = caplen + padding + (
-            <uint32_t>EPB_FRAME if self.pcapng else <uint32_t>RECORD_HEADER
-        )
-        if total > OUTPUT_SIZE - output.size:
-            return False
-        cdef uint8_t *out = output.data + output.size
-        output.size += total
-        if self.pcapng:
-            store_block_header(out, number, record.timestamp_ns, self.nano, caplen, length, total)
-            out += EPB_HEADER
-        else:
-            self.store_record_header(out, record.timestamp_ns, caplen, length)
-            out += RECORD_HEADER
-        if header_size:
-            memcpy(out, header, header_size)
-        memcpy(out + header_size, data, rest)
-        if self.pcapng:
-            memset(out + caplen, 0, padding)
-            store32(out + caplen + padding, total)
-        input.octets += caplen
-        if cut:
-            input.cut += 1
-        return True
-
-    cdef void store_record_header(
-        self, uint8_t *out, int64_t timestamp_ns, uint32_t caplen, uint32_t length
-    ) noexcept nogil:
-        # Most records are of the second of the one before: that saves a division.
-        if not 0 <= timestamp_ns - self.second_ns < SECOND:
-            self.second = <uint32_t>(timestamp_ns // SECOND)  # the reader saw that it fits
-            self.second_ns = <int64_t>self.second * SECOND
-        cdef uint32_t fraction = <uint32_t>(timestamp_ns - self.second_ns)
-        store32(out, self.second)
-        store32(out + 4, fraction if self.nano else <uint32_t>(fraction // 1000))
-        store32(out + 8, caplen)
-        store32(out + 12, length)
-
 
 cdef inline size_t held(const Input *input) noexcept nogil:
     return input.reader.held + input.reader.queue.memory
 
 
-cdef bint fits(int64_t link_type, int64_t output) noexcept:
-    """Whether records of this link type, -1 is none yet, can become those of the other."""
-    if link_type < 0 or link_type == output:
-        return True
-    return (
-        (link_type == LINUX_SLL or link_type == LINUX_SLL2)
-        and (output == LINUX_SLL or output == LINUX_SLL2)
+cdef inline int64_t plus(int64_t one, int64_t other) noexcept nogil:
+    """The sum of two times, or the nearest to it that 64 bits hold."""
+    if other > 0 and one > INT64_MAX - other:
+        return INT64_MAX
+    if other < 0 and one < INT64_MIN - other:
+        return INT64_MIN
+    return one + other
+
+
+cdef given(const Statistics *statistics, uint32_t code):
+    """Return what the option says, or None."""
+    return statistics.values[code] if statistics.given >> code & 1 else None
+
+
+cdef Py_ssize_t begin(Reader *reader, bytes data) except -1:
+    """Find out the format of a capture; return how many bytes of `data` that took."""
+    cdef bytes known = <bytes>reader.header[: reader.header_size]
+    cdef bytes beginning = known + data[: max(0, 4 - len(known))]
+    if len(beginning) >= 4 and beginning[:4] not in _PCAP_MAGICS:
+        if beginning != _PCAPNG_MAGIC:
+            raise _bad_magic(known + data[:64])
+        reader.format = PCAPNG
+        reader.need = 8
+        if not carry_append(reader, <const uint8_t *><const char *>beginning, 4):
+            raise MemoryError
+        return 4 - len(known)
+    beginning = known + data[: PCAP_HEADER - len(known)]
+    if len(beginning) < PCAP_HEADER:
+        memcpy(reader.header, <const char *>beginning, <size_t>len(beginning))
+        reader.header_size = <uint32_t>len(beginning)
+        return len(data)
+    header = PcapHeader.parse(beginning)
+    reader.format = PCAP
+    reader.big_endian = header.byte_order == ">"
+    reader.fraction_ns = 1 if header.precision is Precision.NANO else 1000
+    reader.link_type = header.link_type
+    reader.offset = PCAP_HEADER
+    if not fits(reader.link_type, reader.output_link):
+        raise _unfit(reader.link_type, reader.output_link)
+    return PCAP_HEADER - len(known)
+
+
+cdef int check(const Reader *reader) except -1:
+    """Raise what was wrong with the bytes."""
+    if not reader.fault:
+        return 0
+    if reader.fault == NO_MEMORY:
+        raise MemoryError
+    if reader.fault == UNFIT_LINK_TYPE:
+        raise _unfit(reader.link_type, reader.output_link)
+    raise CorruptError(
+        _FAULTS[<int>reader.fault].format(reader.fault_value), offset=reader.offset
     )
 
 
-cdef void store_block_header(
-    uint8_t *out,
-    uint32_t number,
-    int64_t timestamp_ns,
-    bint nano,
-    uint32_t caplen,
-    uint32_t length,
-    uint32_t total,
-) noexcept nogil:
-    cdef uint64_t units = <uint64_t>timestamp_ns if nano else <uint64_t>timestamp_ns // 1000
-    store32(out, ENHANCED_PACKET)
-    store32(out + 4, total)
-    store32(out + 8, number)
-    store32(out + 12, <uint32_t>(units >> 32))
-    store32(out + 16, <uint32_t>(units & 0xFFFFFFFFu))
-    store32(out + 20, caplen)
-    store32(out + 24, length)
+def _unfit(link_type, output):
+    return FormatError(f"link type {link_type} cannot become the output's {output}", offset=0)
 
 
 def _bad_magic(bytes beginning):

@@ -10,13 +10,22 @@
 # Every length is checked against what is there before anything behind it is read. The
 # first thing that cannot be sets `fault` and is the end: the caller closes the input.
 # Nothing here needs the GIL.
+#
+# A reader reads one capture after the other: `reader_reset` begins the next one, and
+# the queue stays. The clock of the captures may be another than that of the merge:
+# records are queued with `shift_ns` added, all else here is by their own clock.
 
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
+from ._cooked cimport fits
+from ._fingerprints cimport Fingerprints, fingerprints_add, fingerprints_take
 from ._octets cimport load16, load32, load64
+from ._options cimport OPTION, OPTIONS_END, Options, Step, options_next, options_open
 from ._records cimport Chunk, Pool, Queue, Record, queue_push
+from ._statistics cimport Statistics, load_time, statistics_read
+from ._timestamps cimport MICROSECONDS, Units, to_ns, units_open
 
 cdef enum:
     SECOND = 1_000_000_000
@@ -26,6 +35,7 @@ cdef enum:
     MAX_READ_BLOCK = 1 << 20
     MAX_SKIPPED_BLOCK = 16 << 20
     MAX_INTERFACES = 1 << 16
+    PCAP_HEADER = 24
     RECORD_HEADER = 16
     CARRY_STEP = 4096
 
@@ -33,11 +43,11 @@ cdef enum:
     INTERFACE_DESCRIPTION = 1
     OBSOLETE_PACKET = 2
     SIMPLE_PACKET = 3
+    INTERFACE_STATISTICS = 5
     ENHANCED_PACKET = 6
     BYTE_ORDER_MAGIC = 0x1A2B3C4D
     BLOCK_FRAME = 12  # type, length, and the length again at the end
 
-    OPT_END = 0
     IF_TSRESOL = 9
     IF_TSOFFSET = 14
 
@@ -64,28 +74,46 @@ cdef enum Fault:
     MANY_INTERFACES
     MIXED_LINK_TYPES
     LONG_FOR_BLOCK
+    UNFIT_LINK_TYPE
+    NO_SUCH_INTERFACE
+    BAD_STATISTICS
+    BAD_STATISTICS_TIME
 
 
-# How the timestamps of one pcapng interface count.
 cdef struct Interface:
-    int64_t offset_s
-    uint64_t multiplier  # nanoseconds in a unit, or 0: take the long way
-    uint64_t most  # units that the multiplier can be used for
+    Units units
     uint32_t snaplen
-    uint8_t resolution  # if_tsresol
 
 
 cdef struct Reader:
     Queue queue
     Pool *pool
+    int64_t output_link  # the output's link type, -1 before it is fixed
+    int64_t output_most_ns  # the greatest timestamp that it can hold
+    int64_t shift_ns  # between the clocks of the captures and of the output
+    int64_t least_ns  # by the captures' clock: what the output can hold
+    int64_t most_ns
+    uint64_t joined  # records that were left out
+    uint64_t backwards  # heartbeats that went back
+    # Where records go when they are not to be queued, and those to be left out; or NULL.
+    Fingerprints *collected
+    Fingerprints *seam
+    # Of the capture that is read now:
     Format format
+    uint8_t header[PCAP_HEADER]  # what came before the format was known
+    uint32_t header_size
     bint big_endian  # of the file, or of the section
     uint32_t fraction_ns  # nanoseconds in a unit of a pcap record's fraction
-    int64_t most_ns  # the greatest timestamp that the output can hold
-    int64_t newest_ns  # the greatest that has come; -1 before the first
+    bint trusted  # its statistics blocks are heartbeats
+    int64_t refill_ns  # what is earlier was asked for once more
+    int64_t newest_ns  # the greatest timestamp that has come; -1 before the first
     int64_t previous_ns  # of the record before; 0 before the first
     int64_t link_type  # -1 before it is known
-    uint64_t offset  # bytes of the stream before the unit at hand
+    uint64_t packets
+    uint64_t offset  # bytes of the capture before the unit at hand
+    bint described  # a packet came after the last section header or interface
+    uint64_t first  # where that packet begins
+    Statistics statistics  # of the first interface
     Chunk *carry  # the beginning of a unit; NULL when there is none
     size_t carried  # bytes in it
     size_t capacity  # bytes that fit
@@ -105,9 +133,41 @@ cdef inline void reader_open(
 ) noexcept nogil:
     # The rest of it is zero already: it comes from calloc.
     reader.pool = pool
-    reader.most_ns = most_ns
+    reader.output_link = -1
+    reader.output_most_ns = most_ns
+    reader_shift(reader, 0)
+    reader_reset(reader)
+
+
+# Begin another capture. The reader is new or was closed.
+cdef inline void reader_reset(Reader *reader) noexcept nogil:
+    reader.seam = NULL
+    reader.format = UNKNOWN
+    reader.header_size = 0
+    reader.trusted = False
+    reader.refill_ns = INT64_MIN
     reader.newest_ns = -1
+    reader.previous_ns = 0
     reader.link_type = -1
+    reader.packets = 0
+    reader.offset = 0
+    reader.described = False
+    memset(&reader.statistics, 0, sizeof(Statistics))
+    reader.statistics.promised_ns = -1
+    reader.skipping = 0
+    reader.skipped = 0
+    reader.fault = FINE
+
+
+# The caller has seen that `shift_ns` is not near to what 64 bits hold.
+cdef inline void reader_shift(Reader *reader, int64_t shift_ns) noexcept nogil:
+    reader.shift_ns = shift_ns
+    reader.least_ns = -shift_ns if shift_ns < 0 else 0
+    # Where this is less than the least, nothing can be held.
+    if shift_ns < 0 and reader.output_most_ns > INT64_MAX + shift_ns:
+        reader.most_ns = INT64_MAX
+    else:
+        reader.most_ns = reader.output_most_ns - shift_ns
 
 
 # Give back all but the records.
@@ -148,7 +208,7 @@ cdef inline void reader_feed(
         if reader.carried < reader.need:
             return
         reader.carry.live = 1
-        part = read_units(reader, reader.carry, reader.carry.data, reader.carried)
+        part = read_whole(reader, reader.carry, reader.carry.data, reader.carried)
         if reader.fault:
             return
         if part:
@@ -160,7 +220,7 @@ cdef inline void reader_feed(
             else:
                 carry_drop(reader)
     if size:
-        part = read_units(reader, chunk, data, size)
+        part = read_whole(reader, chunk, data, size)
         if part < size and not reader.fault:
             carry_append(reader, data + part, size - part)
 
@@ -212,7 +272,7 @@ cdef inline void carry_drop(Reader *reader) noexcept nogil:
 
 # Read what is whole of the `size` bytes at `data`; return how many those are. When it
 # is not all, then the rest is less than `need`.
-cdef inline size_t read_units(
+cdef inline size_t read_whole(
     Reader *reader, Chunk *chunk, const uint8_t *data, size_t size
 ) noexcept nogil:
     if reader.format == PCAP:
@@ -230,15 +290,34 @@ cdef inline void keep(
     uint32_t length,
 ) noexcept nogil:
     cdef Record record
-    record.timestamp_ns = timestamp_ns
-    record.data = data
-    record.chunk = chunk
-    record.caplen = caplen
-    record.length = length
-    if queue_push(&reader.queue, reader.pool, &record) < 0:
-        fail(reader, NO_MEMORY, 0)
+    if timestamp_ns < reader.least_ns or timestamp_ns > reader.most_ns:
+        fail(reader, BAD_TIME, 0)
         return
-    chunk.live += 1
+    if reader.seam != NULL and fingerprints_take(
+        reader.seam, timestamp_ns, data, caplen, length
+    ):
+        reader.joined += 1
+    elif reader.collected != NULL:
+        if fingerprints_add(reader.collected, timestamp_ns, data, caplen, length) < 0:
+            fail(reader, NO_MEMORY, 0)
+            return
+    else:
+        record.timestamp_ns = timestamp_ns + reader.shift_ns
+        record.data = data
+        record.chunk = chunk
+        record.caplen = caplen
+        record.length = length
+        if queue_push(
+            &reader.queue, reader.pool, &record, timestamp_ns < reader.refill_ns
+        ) < 0:
+            fail(reader, NO_MEMORY, 0)
+            return
+        chunk.live += 1
+        chunk.link_type = reader.link_type
+    if not reader.described:
+        reader.described = True
+        reader.first = reader.offset
+    reader.packets += 1
     reader.previous_ns = timestamp_ns
     if timestamp_ns > reader.newest_ns:
         reader.newest_ns = timestamp_ns
@@ -270,9 +349,6 @@ cdef inline size_t read_records(
             <int64_t>load32(header, reader.big_endian) * SECOND
             + <int64_t>load32(header + 4, reader.big_endian) * reader.fraction_ns
         )
-        if timestamp_ns > reader.most_ns:
-            fail(reader, BAD_TIME, 0)
-            return at
         keep(
             reader, chunk, timestamp_ns, header + RECORD_HEADER,
             caplen, load32(header + 12, reader.big_endian),
@@ -351,7 +427,8 @@ cdef inline size_t read_blocks(
 cdef inline bint is_read(uint32_t kind) noexcept nogil:
     return (
         kind == ENHANCED_PACKET or kind == SIMPLE_PACKET or kind == OBSOLETE_PACKET
-        or kind == INTERFACE_DESCRIPTION or kind == SECTION_HEADER
+        or kind == INTERFACE_STATISTICS or kind == INTERFACE_DESCRIPTION
+        or kind == SECTION_HEADER
     )
 
 
@@ -393,6 +470,11 @@ cdef inline void read_block(
             fail(reader, SHORT_BLOCK, kind)
             return
         read_interface(reader, body, size)
+    elif kind == INTERFACE_STATISTICS:
+        if size < 12:
+            fail(reader, SHORT_BLOCK, kind)
+            return
+        read_statistics(reader, body, size)
     else:
         if size < 16:
             fail(reader, SHORT_BLOCK, kind)
@@ -401,13 +483,13 @@ cdef inline void read_block(
             fail(reader, BAD_SECTION_VERSION, load16(body + 4, reader.big_endian))
             return
         reader.interface_count = 0
+        reader.described = False
 
 
 # The caller has seen that `size` >= 20.
 cdef inline void read_packet(
     Reader *reader, Chunk *chunk, uint32_t number, const uint8_t *body, uint32_t size
 ) noexcept nogil:
-    cdef uint64_t units
     cdef uint32_t caplen = load32(body + 12, reader.big_endian)
     cdef int64_t timestamp_ns
     if number >= reader.interface_count:
@@ -419,11 +501,9 @@ cdef inline void read_packet(
     if caplen > size - 20:
         fail(reader, LONG_FOR_BLOCK, caplen)
         return
-    units = (
-        <uint64_t>load32(body + 4, reader.big_endian) << 32
-        | load32(body + 8, reader.big_endian)
+    timestamp_ns = load_time(
+        body + 4, &reader.interfaces[number].units, reader.big_endian
     )
-    timestamp_ns = to_ns(&reader.interfaces[number], units, reader.most_ns)
     if timestamp_ns < 0:
         fail(reader, BAD_TIME, 0)
         return
@@ -463,19 +543,16 @@ cdef inline void read_interface(
     cdef uint32_t capacity = reader.interface_capacity
     cdef uint16_t link_type = load16(body, reader.big_endian)
     interface.snaplen = load32(body + 4, reader.big_endian)
-    interface.resolution = 6
-    interface.offset_s = 0
     if reader.link_type >= 0 and reader.link_type != link_type:
         fail(reader, MIXED_LINK_TYPES, link_type)
         return
-    if not read_interface_options(reader, &interface, body + 8, size - 8):
+    if not read_units(reader, &interface.units, body + 8, size - 8):
         fail(reader, BAD_OPTION, 0)
         return
-    interface.multiplier = 0
-    interface.most = 0
-    if interface.offset_s == 0 and interface.resolution <= 9:
-        interface.multiplier = power_of_10(9 - interface.resolution)
-        interface.most = <uint64_t>reader.most_ns // interface.multiplier
+    if not fits(link_type, reader.output_link):
+        reader.link_type = link_type
+        fail(reader, UNFIT_LINK_TYPE, link_type)
+        return
     if reader.interface_count == MAX_INTERFACES:
         fail(reader, MANY_INTERFACES, MAX_INTERFACES)
         return
@@ -493,106 +570,64 @@ cdef inline void read_interface(
     reader.interfaces[reader.interface_count] = interface
     reader.interface_count += 1
     reader.link_type = link_type
+    reader.described = False
 
 
-# Read the options that count of the `size` bytes at `options`, a multiple of 4; say
-# whether they are sound.
-cdef inline bint read_interface_options(
-    Reader *reader, Interface *interface, const uint8_t *options, uint32_t size
+# Read what the `size` bytes of options at `data` say of timestamps; say whether they are
+# sound.
+cdef inline bint read_units(
+    const Reader *reader, Units *units, const uint8_t *data, uint32_t size
 ) noexcept nogil:
-    cdef uint32_t at = 0  # a multiple of 4, <= size: it moves by what is left
-    cdef uint32_t code
-    cdef uint32_t length
-    while size - at >= 4:
-        code = load16(options + at, reader.big_endian)
-        length = load16(options + at + 2, reader.big_endian)
-        if code == OPT_END:
-            return length == 0
-        at += 4
-        if length > size - at:
-            return False
-        if code == IF_TSRESOL:
-            if length != 1:
+    cdef Options options
+    cdef Step step
+    cdef uint8_t resolution = MICROSECONDS
+    cdef int64_t offset_s = 0
+    options_open(&options, data, size, reader.big_endian)
+    step = options_next(&options)
+    while step == OPTION:
+        if options.code == IF_TSRESOL:
+            if options.length != 1:
                 return False
-            interface.resolution = options[at]
-        elif code == IF_TSOFFSET:
-            if length != 8:
+            resolution = options.value[0]
+        elif options.code == IF_TSOFFSET:
+            if options.length != 8:
                 return False
-            interface.offset_s = <int64_t>load64(options + at, reader.big_endian)
-        at += (length + 3) & ~<uint32_t>3  # <= size, as size - at is a multiple of 4
-    return True
+            offset_s = <int64_t>load64(options.value, reader.big_endian)
+        step = options_next(&options)
+    units_open(units, resolution, offset_s)
+    return step == OPTIONS_END
 
 
-cdef inline uint64_t power_of_10(uint32_t exponent) noexcept nogil:
-    cdef uint64_t power = 1
-    while exponent:  # 19 at most, 10**19 < 2**64
-        power *= 10
-        exponent -= 1
-    return power
-
-
-# Return the nanoseconds that `units` of the interface are, fractions of one cut off;
-# -1 when they are before the epoch or after `most_ns`.
-cdef inline int64_t to_ns(
-    const Interface *interface, uint64_t units, int64_t most_ns
+# The caller has seen that `size` >= 12. All are checked, those of the first interface
+# are kept.
+cdef inline void read_statistics(
+    Reader *reader, const uint8_t *body, uint32_t size
 ) noexcept nogil:
-    cdef uint64_t seconds = 0
-    cdef uint64_t nanoseconds = 0
-    cdef int64_t signed_seconds
-    if interface.multiplier:
-        if units > interface.most:
-            return -1
-        return <int64_t>(units * interface.multiplier)
-    if interface.resolution & 0x80:
-        split_binary(units, interface.resolution & 0x7F, &seconds, &nanoseconds)
-    else:
-        split_decimal(units, interface.resolution, &seconds, &nanoseconds)
-    if seconds > <uint64_t>INT64_MAX:
-        return -1
-    signed_seconds = <int64_t>seconds
-    if interface.offset_s > INT64_MAX - signed_seconds:
-        return -1
-    signed_seconds += interface.offset_s
-    if signed_seconds < 0 or signed_seconds > (most_ns - <int64_t>nanoseconds) // SECOND:
-        return -1
-    return signed_seconds * SECOND + <int64_t>nanoseconds
-
-
-# Units of 10**-exponent seconds; `seconds` is 0 before.
-cdef inline void split_decimal(
-    uint64_t units, uint32_t exponent, uint64_t *seconds, uint64_t *nanoseconds
-) noexcept nogil:
-    cdef uint64_t per_second
-    if exponent <= 19:
-        per_second = power_of_10(exponent)
-        seconds[0] = units // per_second
-        units %= per_second
-    if exponent <= 9:
-        nanoseconds[0] = units * power_of_10(9 - exponent)
-    elif exponent <= 28:
-        nanoseconds[0] = units // power_of_10(exponent - 9)
-    else:  # 2**64 units are less than a nanosecond
-        nanoseconds[0] = 0
-
-
-# Units of 2**-exponent seconds, exponent <= 127; `seconds` is 0 before.
-cdef inline void split_binary(
-    uint64_t units, uint32_t exponent, uint64_t *seconds, uint64_t *nanoseconds
-) noexcept nogil:
-    cdef uint64_t high
-    cdef uint64_t low
-    if exponent < 64:
-        seconds[0] = units >> exponent
-        units &= (<uint64_t>1 << exponent) - 1
-    # units * 10**9 needs 94 bits: `high` has those from the 32nd on, `low` the others.
-    low = (units & 0xFFFFFFFFu) * <uint64_t>SECOND
-    high = (units >> 32) * <uint64_t>SECOND + (low >> 32)
-    low &= 0xFFFFFFFFu
-    if exponent == 0:
-        nanoseconds[0] = 0
-    elif exponent < 32:  # the result is less than 10**9, so nothing is shifted out
-        nanoseconds[0] = high << (32 - exponent) | low >> exponent
-    elif exponent < 96:
-        nanoseconds[0] = high >> (exponent - 32)
-    else:
-        nanoseconds[0] = 0
+    cdef Statistics statistics
+    cdef uint32_t number = load32(body, reader.big_endian)
+    cdef const Units *units
+    cdef int64_t time_ns
+    if number >= reader.interface_count:
+        fail(reader, NO_SUCH_INTERFACE, number)
+        return
+    units = &reader.interfaces[number].units
+    time_ns = load_time(body + 4, units, reader.big_endian)
+    # A promise has to be one that the output can hold, what only informs has not.
+    if time_ns < 0 or (
+        reader.trusted and (time_ns < reader.least_ns or time_ns > reader.most_ns)
+    ):
+        fail(reader, BAD_STATISTICS_TIME, 0)
+        return
+    if not statistics_read(&statistics, units, body + 12, size - 12, reader.big_endian):
+        fail(reader, BAD_STATISTICS, 0)
+        return
+    if number:
+        return
+    statistics.promised_ns = time_ns
+    if time_ns < reader.statistics.promised_ns:
+        statistics.promised_ns = reader.statistics.promised_ns
+        if reader.trusted:
+            reader.backwards += 1
+    statistics.count = reader.statistics.count + 1
+    statistics.read = reader.packets
+    reader.statistics = statistics

@@ -23,12 +23,13 @@ cdef struct Chunk:
     uint8_t *data
     size_t cost  # what its input is charged for it
     size_t live  # the records that point here, and one more while it is being read
+    int64_t link_type  # of the capture that its records are from
     Chunk *next  # in the list of the dead
 
 
 cdef struct Record:
     int64_t timestamp_ns
-    uint64_t sequence
+    uint64_t sequence  # 2 more for each that comes; odd when it was asked for once more
     const uint8_t *data
     Chunk *chunk
     uint32_t caplen
@@ -112,17 +113,23 @@ cdef inline const Record *queue_first(const Queue *queue) noexcept nogil:
     return &queue.first.records[queue.start]
 
 
+cdef inline bint record_refilled(const Record *record) noexcept nogil:
+    return record.sequence & 1
+
+
 # Add a record and number it; -1: no memory, and nothing has changed.
-cdef inline int queue_push(Queue *queue, Pool *pool, Record *record) noexcept nogil:
+cdef inline int queue_push(
+    Queue *queue, Pool *pool, Record *record, bint refilled
+) noexcept nogil:
     cdef Block *block
-    record.sequence = queue.sequence
+    record.sequence = queue.sequence | <uint64_t>refilled
     # Where in_order is not 0, end is not 0 either: end is 0 in no block that is linked.
     if queue.in_order and (
         record.timestamp_ns < queue.last.records[queue.end - 1].timestamp_ns
     ):
         if strays_push(queue, record) < 0:
             return -1
-        queue.sequence += 1
+        queue.sequence += 2
         return 0
     if queue.last == NULL or queue.end == BLOCK_RECORDS:
         block = pool_take(pool)
@@ -140,7 +147,7 @@ cdef inline int queue_push(Queue *queue, Pool *pool, Record *record) noexcept no
     queue.last.records[queue.end] = record[0]
     queue.end += 1
     queue.in_order += 1
-    queue.sequence += 1
+    queue.sequence += 2
     return 0
 
 

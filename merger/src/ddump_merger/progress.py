@@ -58,7 +58,7 @@ class Progress:
         table.add_column("state", no_wrap=True)
         fits = max(self._live.console.height - 3, 1)
         for lane in self._lanes[:fits]:
-            packets, size, late, _ = self._merge.counters(lane.index)
+            packets, size, late, *_ = self._merge.counters(lane.index)
             state = lane.state.value if lane.error is None else f"{lane.error}"
             table.add_row(
                 Text(printable(lane.name, limit=40)),

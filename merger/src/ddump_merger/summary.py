@@ -45,7 +45,7 @@ def summary_lines(lanes: Sequence[Lane], merge: Merge) -> Iterator[str]:
     """
     packets_of_all = late_of_all = 0
     for lane in lanes:
-        packets, _, late, cut = merge.counters(lane.index)
+        packets, _, late, cut, *_ = merge.counters(lane.index)
         packets_of_all += packets
         late_of_all += late
         yield printable(f"{lane.name}: {_counts(lane, packets, late, cut)}", limit=1000)
