@@ -1,7 +1,8 @@
 """One worker, live, to ``curl -o /dev/null``, beside tcpdump to /dev/null.
 
 trafgen sends small packets over a veth into the worker's namespace, paced and then as
-fast as it can; both capture ``any`` in the same run. Printed are the rate reached, what
+fast as it can; both capture ``any`` in the same run. curl asks for classic pcap, and for
+pcapng, which is what ``ddump`` asks for. Printed are the rate reached, what
 was lost, the CPU of each per packet and their ratio. trafgen takes one of the cores.
 """
 
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from ddump_common.api import MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.load import cpu_seconds, generate
@@ -41,7 +44,9 @@ def await_packets(url: str, packets: int) -> dict:
         time.sleep(0.05)
 
 
-def measure(net, url: str, worker_pid: int, packets: int, pace: int | None) -> float:
+def measure(
+    net, url: str, worker_pid: int, packets: int, pace: int | None, media_type: str
+) -> float:
     """Print one run; return how much more CPU the worker took than tcpdump."""
     (host,) = net.hosts
     command = host.command(
@@ -56,7 +61,8 @@ def measure(net, url: str, worker_pid: int, packets: int, pace: int | None) -> f
             pass
         stack.enter_context(
             started(
-                host.command("curl", "-sN", "-o", "/dev/null", f"{url}/capture?filter={FILTER}".replace(" ", "%20"))
+                host.command("curl", "-sN", "-o", "/dev/null", "-H", f"Accept: {media_type}",
+                             f"{url}/capture?filter={FILTER}".replace(" ", "%20"))
             )
         )  # fmt: skip
         with host.entered():
@@ -74,7 +80,8 @@ def measure(net, url: str, worker_pid: int, packets: int, pace: int | None) -> f
     taken = int(re.search(r"(\d+) packets captured", words)[1])
     ratio = (ours / stream["packets"]) / (theirs / taken)
     print(
-        f"{f'paced {pace}' if pace else 'unpaced':>13} pps, reached {rate:7.0f}: "
+        f"{f'paced {pace}' if pace else 'unpaced':>13} pps, reached {rate:7.0f}, "
+        f"{'pcapng' if media_type == MEDIA_TYPE_PCAPNG else 'pcap':>6}: "
         f"worker {stream['packets']} of {packets}, {stream['dropped']} dropped, "
         f"{ours:.2f} s CPU, {ours / stream['packets'] * 1e6:.3f} µs a packet; "
         f"tcpdump {taken}, {theirs:.2f} s, {theirs / taken * 1e6:.3f} µs; "
@@ -96,8 +103,9 @@ def main() -> None:
             url = "http://127.0.0.1:8475"
             # "ip netns exec" becomes the program: the pid is the worker's.
             ratios = [
-                measure(net, url, process.pid, PACED_PACKETS, PACE),
-                measure(net, url, process.pid, UNPACED_PACKETS, None),
+                measure(net, url, process.pid, packets, pace, media_type)
+                for packets, pace in ((PACED_PACKETS, PACE), (UNPACED_PACKETS, None))
+                for media_type in (MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG)
             ]
     sys.exit(max(ratios) > MAX_RATIO)
 
