@@ -271,8 +271,9 @@ def merge_command(context: click.Context, /, **_: object) -> ExitCode:
     _configure_logging(quiet=options["quiet"], verbose=options["verbose"])
     link = Link(options["link"]) if options["link"] else None
     precision = Precision(options["precision"]) if options["precision"] else None
+    now_ns = time.time_ns()
     query = QueryOptions(
-        window=_window(options, now_ns := time.time_ns()),
+        window=_window(options, now_ns),
         now_ns=now_ns,
         filter=options["expression"],
         interfaces=options["interfaces"],
