@@ -6,7 +6,8 @@ is described just before its first packet, for only then is it known that there 
 targets that brought none are described at the end, so that all are there. All have one
 link type and one snapshot length: libpcap reads no other capture.
 
-The counts of a target stand in one statistics block at the end, on its first interface.
+At the end each has a statistics block. The counts of a target stand in that of its
+first interface, for nobody counts by interface what was lost.
 """
 
 from __future__ import annotations
@@ -53,8 +54,7 @@ class Interfaces:
         self._link_type = link_type
         self._precision = precision
         self._per_interface = per_interface
-        self._count = 0
-        self._first: dict[int, int] = {}  # number by target
+        self._owners: list[Lane] = []  # of each interface, by its number
 
     def describe(self, lane: Lane, index: int) -> tuple[bytes, int]:
         """Return the block of an interface of the target's, and its number.
@@ -65,9 +65,8 @@ class Interfaces:
         if self._per_interface and index:
             name += f"/{lane.interfaces.get(index, f'if{index}')}"
         target = lane.target
-        number = self._count
-        self._count += 1
-        self._first.setdefault(lane.index, number)
+        number = len(self._owners)
+        self._owners.append(lane)
         block = InterfaceDescription(
             link_type=self._link_type,
             name=printable(name, limit=_LONGEST_NAME),
@@ -87,20 +86,29 @@ class Interfaces:
 
         Those are the targets that were not described yet, and what was counted of each.
         """
-        lanes = list(lanes)
-        missing = [
-            self.describe(lane, 0)[0] for lane in lanes if lane.index not in self._first
+        described = {lane.index for lane in self._owners}
+        blocks = [
+            self.describe(lane, 0)[0] for lane in lanes if lane.index not in described
         ]
-        statistics = [
-            self._statistics(lane, counters(lane.index), now_ns) for lane in lanes
-        ]
-        return b"".join([*missing, *statistics])
+        counted: set[int] = set()
+        for number, lane in enumerate(self._owners):
+            if lane.index in counted:
+                block = Statistics(
+                    time_ns=now_ns, interface=number, precision=self._precision
+                )
+            else:
+                counted.add(lane.index)
+                block = self._statistics(number, lane, counters(lane.index), now_ns)
+            blocks.append(block.serialize())
+        return b"".join(blocks)
 
-    def _statistics(self, lane: Lane, counters: Counters, now_ns: int) -> bytes:
+    def _statistics(
+        self, number: int, lane: Lane, counters: Counters, now_ns: int
+    ) -> Statistics:
         losses = lane.losses
-        block = Statistics(
+        return Statistics(
             time_ns=now_ns,
-            interface=self._first[lane.index],
+            interface=number,
             received=_bounded(losses.received),
             interface_dropped=_bounded(losses.interface_dropped),
             dropped=_bounded(losses.dropped),
@@ -108,7 +116,6 @@ class Interfaces:
             comment="; ".join(_told_losses(lane)),
             precision=self._precision,
         )
-        return block.serialize()
 
 
 def _bounded(count: int | None) -> int | None:

@@ -76,9 +76,14 @@ class Skew:
         """Whether it differs by more than 10 ms, whatever the error."""
         return abs(self.offset_ns) > _NOTABLE_NS + self.error_ns
 
-    def __str__(self) -> str:
+    @property
+    def told_offset(self) -> str:
+        """The offset as people read it: ``+3.002 s``."""
         sign = "-" if self.offset_ns < 0 else "+"
-        return f"{sign}{_told(abs(self.offset_ns))} ± {_told(self.error_ns)}"
+        return f"{sign}{_told(abs(self.offset_ns))}"
+
+    def __str__(self) -> str:
+        return f"{self.told_offset} ± {_told(self.error_ns)}"
 
 
 def _told(nanoseconds: int) -> str:
