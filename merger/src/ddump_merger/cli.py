@@ -18,9 +18,10 @@ from ddump_common.units import format_duration, format_size, parse_duration, par
 
 from . import __version__
 from . import config as defaults
-from .config import Config, TlsFiles
+from .config import ClockMode, Config, TlsFiles
 from .console import ensure_standard_error, say
 from .credentials import Keyring
+from .summary import failure_code, failures
 from .target import (
     QueryOptions,
     Target,
@@ -31,19 +32,20 @@ from .target import (
 from .window import parse_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["main", "merge_command", "segments_command", "status_command"]
 
 _EPILOG = """\b
 Exit status:
-  0  all as asked; also when interrupted, and when the output's reader has gone
+  0  all as asked; also when interrupted, when the output's reader has gone, and when
+     what a broken network took was filled from the rings
   1  failure
   2  wrong usage
   3  no target could be opened, and nothing was written; also when interrupted before
-  4  the output is good, but a target is missing or was cut short, or a ring may lack
-     a part of its window
-  5  the output cannot be written
+  4  the output is good, but a target is missing or was cut short, packets were lost on
+     the way or in an outage, or a ring may lack a part of its window
+  5  the output or the report cannot be written
 
 "ddump status TARGET..." asks workers for their state, "ddump segments TARGET..." for
 what their rings hold: ddump status --help, ddump segments --help.
@@ -226,7 +228,7 @@ _CONNECTION_OPTIONS = _options(
     type=_DURATION,
     default=format_duration(defaults.HOLD_NS),
     show_default=True,
-    help="How long a silent worker may hold the others back.",
+    help="How long a silent server that sends no heartbeats may hold the others back.",
 )
 @click.option(
     "--disorder",
@@ -251,6 +253,32 @@ _CONNECTION_OPTIONS = _options(
     default=format_duration(defaults.TIMEOUT_NS),
     show_default=True,
     help="How long a window, standard input or a pipe may be silent.",
+)
+@click.option(
+    "--clock",
+    type=click.Choice([mode.value for mode in ClockMode]),
+    default=ClockMode.REPORT.value,
+    show_default=True,
+    help="What to do about clocks that are not ours: only say so, or also correct the "
+    "timestamps of packets by it. A window is cut by the worker's clock in any case.",
+)
+@click.option(
+    "--reconnect/--no-reconnect",
+    default=True,
+    show_default=True,
+    help="Go on with a live target that broke, and fill the gap from its ring if that "
+    "still has it.",
+)
+@click.option(
+    "--fail-fast",
+    is_flag=True,
+    help="End at the first loss: a break, gap, drop, or packet that is missing or late.",
+)
+@click.option(
+    "--report",
+    metavar="FILE",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Write to FILE how it went, in JSON.",
 )
 @_CONNECTION_OPTIONS
 @click.version_option(__version__, prog_name="ddump")
@@ -297,6 +325,10 @@ def merge_command(context: click.Context, /, **_: object) -> ExitCode:
         timeout_ns=options["timeout"],
         connect_timeout_ns=options["connect_timeout"],
         tls=_tls_files(options),
+        clock=ClockMode(options["clock"]),
+        reconnect=options["reconnect"],
+        fail_fast=options["fail_fast"],
+        report=options["report"],
         quiet=options["quiet"],
     )
     from .job import run_job
@@ -444,13 +476,14 @@ def run(command: Callable[[], int]) -> int:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    except (DdumpError, BrokenPipeError) as exc:
-        return _say((exc,))
-    except BaseExceptionGroup as group:
-        _, unforeseen = group.split((DdumpError, BrokenPipeError))
-        if unforeseen is not None:
+    except (DdumpError, BrokenPipeError, BaseExceptionGroup) as exc:
+        found = list(failures(exc))
+        if not all(isinstance(each, DdumpError | BrokenPipeError) for each in found):
             raise
-        return _say(_leaves(group))
+        for each in found:
+            if isinstance(each, DdumpError):
+                say(f"ddump: {each}")
+        return failure_code(exc)
 
 
 def _told_usage(exc: click.ClickException) -> str:
@@ -461,21 +494,3 @@ def _told_usage(exc: click.ClickException) -> str:
     context = exc.ctx if isinstance(exc, click.UsageError) else None
     command = "ddump" if context is None else context.command_path
     return f"{message} (see {command} --help)"
-
-
-def _say(errors: Iterable[BaseException]) -> int:
-    """Report every error, but for a reader that went away, which is none."""
-    code = ExitCode.OK
-    for error in errors:
-        if isinstance(error, DdumpError):
-            say(f"ddump: {error}")
-            code = max(code, error.exit_code)
-    return code
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for each in group.exceptions:
-        if isinstance(each, BaseExceptionGroup):
-            yield from _leaves(each)
-        else:
-            yield each

@@ -102,6 +102,13 @@ class Config:
             raise UsageError("standard input can be only one of the targets")
         if self.duration_ns is not None and not self.http_targets:
             raise UsageError("--duration is for workers: a file ends by itself")
+        if self.clock is ClockMode.CORRECT and not self.http_targets:
+            raise UsageError("--clock is for workers: a file has no clock to ask")
+        if self.report is not None and str(self.report) == "-":
+            raise UsageError(
+                "--report -: standard output is for packets",
+                hint="--report FILE, or /dev/stderr",
+            )
 
     @property
     def http_targets(self) -> list[HttpTarget]:
