@@ -27,6 +27,7 @@ from .header import OutputHeader, is_micro
 from .lane import Lane
 from .memory import keep_freed_memory
 from .output import Output
+from .reporter import Reporter
 from .sink import Sink
 from .source import FileReader, FileSource
 from .summary import exit_code, summary_lines
@@ -60,17 +61,23 @@ def run_job(config: Config) -> ExitCode:
         BaseExceptionGroup: the output failed under way.
 
     """
+    with Reporter(config) as reporter:
+        return reporter.end(_prepare(config, reporter))
+
+
+def _prepare(config: Config, reporter: Reporter) -> ExitCode:
+    """Open and import what the run needs, and run it."""
     keep_freed_memory()
     precision = config.precision or _finest_precision(config)
     _raise_descriptor_limit(len(config.targets) * 2 + _SPARE_DESCRIPTORS)
     context = config.tls.context(config.http_targets)
     output = Output(config.output)
-    _check_not_input(config, output)
+    _check_not_input(config, output, reporter)
     _import_parts(config)
     # What is imported by now stays: not to be searched for garbage again and again.
     gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-        return runner.run(_run(config, output, precision, context))
+        return runner.run(_run(config, output, precision, context, reporter))
 
 
 def _import_parts(config: Config) -> None:
@@ -83,7 +90,11 @@ def _import_parts(config: Config) -> None:
 
 
 async def _run(
-    config: Config, output: Output, precision: Precision, context: ssl.SSLContext | None
+    config: Config,
+    output: Output,
+    precision: Precision,
+    context: ssl.SSLContext | None,
+    reporter: Reporter,
 ) -> ExitCode:
     async with AsyncExitStack() as stack:
         merge = Merge(
@@ -94,6 +105,7 @@ async def _run(
             max_packets=config.count,
         )
         lanes = await _open_lanes(config, merge, context, stack)
+        reporter.watch(lanes, merge.counters)
         sink = Sink(output)
         header = OutputHeader(
             targets=config.targets, pcapng=config.pcapng, precision=precision
@@ -247,7 +259,11 @@ def _is_micro(target: FileTarget) -> bool:
         return True  # why it cannot be read is said when it is opened
 
 
-def _check_not_input(config: Config, output: Output) -> None:
+def _check_not_input(config: Config, output: Output, reporter: Reporter) -> None:
+    """Refuse what would be written over: an input, or the output by the report."""
+    report = None if reporter.output is None else reporter.output.identity
+    if report is not None and report == output.identity:
+        raise UsageError(f"{output.name} is the report as well")
     for target in config.file_targets:
         try:
             status = (
@@ -255,8 +271,11 @@ def _check_not_input(config: Config, output: Output) -> None:
             )
         except OSError:
             continue
-        if (status.st_dev, status.st_ino) == output.identity:
+        identity = status.st_dev, status.st_ino
+        if identity == output.identity:
             raise UsageError(f"{target.name} is the output as well")
+        if identity == report:
+            raise UsageError(f"{target.name} is the report as well")
 
 
 def _raise_descriptor_limit(needed: int) -> None:

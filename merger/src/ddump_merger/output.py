@@ -71,8 +71,10 @@ class Output:
 
     @property
     def identity(self) -> tuple[int, int] | None:
-        """Device and inode of a regular file."""
-        return (self._status.st_dev, self._status.st_ino) if self.is_regular else None
+        """Device and inode of a file or a pipe: what two things cannot be at once."""
+        if not self.is_regular and not self.is_pipe:
+            return None
+        return self._status.st_dev, self._status.st_ino
 
     def begin(self) -> None:
         """Empty a file of our own, once, before the first byte."""
