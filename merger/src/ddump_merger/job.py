@@ -261,8 +261,8 @@ def _is_micro(target: FileTarget) -> bool:
 
 def _check_not_input(config: Config, output: Output, reporter: Reporter) -> None:
     """Refuse what would be written over: an input, or the output by the report."""
-    report = None if reporter.output is None else reporter.output.identity
-    if report is not None and report == output.identity:
+    report = reporter.output
+    if report is not None and report.is_same(output):
         raise UsageError(f"{output.name} is the report as well")
     for target in config.file_targets:
         try:
@@ -274,7 +274,7 @@ def _check_not_input(config: Config, output: Output, reporter: Reporter) -> None
         identity = status.st_dev, status.st_ino
         if identity == output.identity:
             raise UsageError(f"{target.name} is the output as well")
-        if identity == report:
+        if report is not None and identity == report.identity:
             raise UsageError(f"{target.name} is the report as well")
 
 

@@ -71,10 +71,14 @@ class Output:
 
     @property
     def identity(self) -> tuple[int, int] | None:
-        """Device and inode of a file or a pipe: what two things cannot be at once."""
+        """Device and inode of a regular file."""
+        return (self._status.st_dev, self._status.st_ino) if self.is_regular else None
+
+    def is_same(self, other: Output) -> bool:
+        """Whether what is written to both would be mixed, in a file or a pipe."""
         if not self.is_regular and not self.is_pipe:
-            return None
-        return self._status.st_dev, self._status.st_ino
+            return False
+        return os.path.samestat(self._status, other._status)  # noqa: SLF001  # its own kind
 
     def begin(self) -> None:
         """Empty a file of our own, once, before the first byte."""
