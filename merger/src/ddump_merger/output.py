@@ -78,7 +78,7 @@ class Output:
         """Whether what is written to both would be mixed, in a file or a pipe."""
         if not self.is_regular and not self.is_pipe:
             return False
-        return os.path.samestat(self._status, other._status)  # noqa: SLF001  # its own kind
+        return os.path.samestat(self._status, other._status)
 
     def begin(self) -> None:
         """Empty a file of our own, once, before the first byte."""
