@@ -40,6 +40,13 @@ async def planned(windows, now_ns, **query):
         return await windows.plan(RingQuery(**query), now_ns=now_ns)
 
 
+async def waiting(windows):
+    """Wait until a plan waits for the recorder, having seen what there is."""
+    await wait_until(
+        lambda: windows._waiting and not any(e.is_set() for e in windows._waiting)
+    )
+
+
 async def refused(windows, now_ns, **query) -> UncoveredError:
     with pytest.raises(UncoveredError) as caught:
         await planned(windows, now_ns, **query)
@@ -134,10 +141,10 @@ class TestWaiting:
         now = writer.now_ns
         async with asyncio.TaskGroup() as tasks:
             plan = tasks.create_task(planned(windows, now, until_ns=now + ahead_ns))
-            await asyncio.sleep(0.02)
+            await waiting(windows)
             assert not plan.done()
             await writer.flush(now + ahead_ns - 1)
-            await asyncio.sleep(0.02)
+            await waiting(windows)
             assert not plan.done()
             await writer.flush(now + ahead_ns)
         assert plan.result().report.gaps == ()
@@ -148,7 +155,7 @@ class TestWaiting:
         until = now + 60 * SECOND
         async with asyncio.TaskGroup() as tasks:
             plan = tasks.create_task(planned(windows, now, until_ns=until))
-            await asyncio.sleep(0.02)
+            await waiting(windows)
             assert not plan.done()
             await writer.flush(now)
         gap = Interval(begin_ns=now, end_ns=until)
@@ -165,7 +172,7 @@ class TestWaiting:
     async def test_one_that_has_only_just_begun_is(self, writer, windows):
         async with asyncio.TaskGroup() as tasks:
             plan = tasks.create_task(planned(windows, writer.now_ns + 5 * SECOND))
-            await asyncio.sleep(0.02)
+            await waiting(windows)
             assert not plan.done()
             await writer.flush(writer.now_ns + 5 * SECOND)
         assert plan.result().report.gaps == ()
@@ -201,7 +208,7 @@ class TestFollowing:
             plan = tasks.create_task(
                 planned(windows, now, since_ns=begin - 60 * SECOND, follow=True)
             )
-            await asyncio.sleep(0.02)
+            await waiting(windows)
             assert not plan.done()
             await writer.flush(now)
         gap = Interval(begin_ns=begin - 60 * SECOND, end_ns=begin)
