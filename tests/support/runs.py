@@ -110,9 +110,7 @@ class Run:
                 lambda: len(self.records) >= packets, seconds=seconds
             )
         except TimeoutError:
-            raise AssertionError(
-                f"{len(self.records)} of {packets}\n{''.join(self.said)}"
-            ) from None
+            raise AssertionError(f"{len(self.records)} of {packets}") from None
 
     async def until_said(
         self, words: str, *, times: int = 1, seconds: float = 20
@@ -124,7 +122,7 @@ class Run:
                 seconds=seconds,
             )
         except TimeoutError:
-            raise AssertionError(f"no {words!r} in {''.join(self.said)}") from None
+            raise AssertionError(f"{words!r} was not said {times} times") from None
 
     async def ended(self, *, seconds: float = 20, pcapng: bool = False) -> Account:
         """Wait for its end."""
@@ -175,6 +173,9 @@ async def run(
             tasks.create_task(running.collect())
             try:
                 yield running
+            except BaseException as exc:
+                exc.add_note(f"ddump said:\n{''.join(running.said)}")
+                raise
             finally:
                 if process.returncode is None:
                     with contextlib.suppress(ProcessLookupError):
