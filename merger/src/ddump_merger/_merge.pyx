@@ -34,6 +34,7 @@ from ._descriptions cimport (
     descriptions_set,
 )
 from ._fingerprints cimport Fingerprints, fingerprints_close, fingerprints_open
+from ._intake cimport SECOND, reader_feed
 from ._ranking cimport (
     Entry,
     Ranking,
@@ -49,14 +50,12 @@ from ._reader cimport (
     PCAP,
     PCAP_HEADER,
     PCAPNG,
-    SECOND,
     UNFIT_LINK_TYPE,
     UNKNOWN,
     Reader,
     carry_append,
     reader_between,
     reader_close,
-    reader_feed,
     reader_open,
     reader_reset,
     reader_shift,
@@ -84,10 +83,11 @@ from ._writer cimport NO_ROOM, OUTPUT_SIZE, Writer, interface_index, writer_put
 
 from os import urandom
 
-from ddump_common.errors import BadMagicError, CorruptError, FormatError, TruncatedError
+from ddump_common.errors import TruncatedError
 from ddump_common.pcap import PcapHeader, Precision
 
 from .counters import Counters, Heartbeat
+from .faults import bad_magic, corrupt, unfit
 
 cdef extern from *:
     void prefetch "__builtin_prefetch"(const void *at) noexcept nogil
@@ -113,36 +113,9 @@ _PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
 _PCAP_MAGICS = frozenset(
     precision.magic.to_bytes(4, order) for precision in Precision for order in ("little", "big")
 )
-_LOOKS_LIKE = (
-    (b"\x1f\x8b", "gzip"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"\xfd7zX", "xz"),
-    (b"BZh", "bzip2"),
-    (b"PK\x03\x04", "zip"),
-)
 
-# By the number of the fault, from NO_MEMORY on.
-_FAULTS = (
-    "no fault",
-    "no memory",
-    "a packet claims {0} captured bytes, the most is 262144",
-    "a packet's timestamp does not fit the output",
-    "a block claims {0} bytes, which cannot be",
-    "a block claims {0} bytes, more than anybody writes",
-    "a block of {0} bytes does not end with its length",
-    "a block of type {0} is too short for what it must hold",
-    "a section header has the byte-order magic {0:#010x}",
-    "pcapng version {0} is not known",
-    "the options of an interface overrun, or have a length that cannot be",
-    "a packet belongs to interface {0}, which was not described",
-    "more than {0} interfaces",
-    "an interface has link type {0}, those before it have another",
-    "a packet claims {0} captured bytes, more than its block has",
-    "link type {0} cannot become the output's",
-    "a statistics block belongs to interface {0}, which was not described",
-    "the options of a statistics block overrun, or have a length or a time that cannot be",
-    "a statistics block has a time that cannot be, or does not fit the output",
-)
+
+cdef Description NOT_NEEDED  # classic pcap has no interfaces
 
 
 cdef struct Input:
@@ -379,13 +352,15 @@ cdef class Merge:
         return self.last_ns
 
     def undescribed(self):
-        if not self.writer.pcapng or not self.may_release():
-            return None
-        cdef uint32_t number = self.heads.entries[0].number
-        cdef uint32_t index = self.index_of_first(number)
-        if descriptions_find(&self.inputs[number].descriptions, index) != NULL:
-            return None
-        return number, index
+        cdef uint32_t number
+        self.enter()
+        try:
+            if not self.may_release() or self.description_of_first() != NULL:
+                return None
+            number = self.heads.entries[0].number
+            return number, self.index_of_first(number)
+        finally:
+            self.busy = False
 
     def describe(self, Py_ssize_t i, uint32_t index, uint32_t number):
         cdef Descriptions *descriptions = &self.at(i).descriptions
@@ -475,7 +450,7 @@ cdef class Merge:
         cdef PyObject *data
         self.enter()
         try:
-            if not self.may_release() or self.undescribed() is not None:
+            if not self.may_release() or self.description_of_first() == NULL:
                 return b""
             data = PyBytes_FromStringAndSize(NULL, OUTPUT_SIZE)
             self.writer.data = <uint8_t *>PyBytes_AS_STRING(data)
@@ -685,6 +660,15 @@ cdef class Merge:
             return 0
         return index
 
+    cdef const Description *description_of_first(self) noexcept nogil:
+        """Return what the first record, which is there, is described by, or NULL."""
+        cdef uint32_t number = self.heads.entries[0].number
+        if not self.writer.pcapng:
+            return &NOT_NEEDED
+        return descriptions_find(
+            &self.inputs[number].descriptions, self.index_of_first(number)
+        )
+
     cdef void release(self) noexcept nogil:
         """Write records until the output is full or nothing may leave."""
         cdef int64_t forcing = -1
@@ -692,7 +676,6 @@ cdef class Merge:
         cdef Input *input
         cdef const Record *record
         cdef const Description *description
-        cdef uint32_t interface = 0
         cdef int64_t written
         cdef bint cut = False
         cdef Chunk *chunk
@@ -708,14 +691,10 @@ cdef class Merge:
             number = self.heads.entries[0].number
             input = &self.inputs[number]
             record = queue_first(&input.reader.queue)
-            if self.writer.pcapng:
-                description = descriptions_find(
-                    &input.descriptions, self.index_of_first(number)
-                )
-                if description == NULL:
-                    return
-                interface = description.number
-            written = writer_put(&self.writer, record, interface, &cut)
+            description = self.description_of_first()
+            if description == NULL:
+                return
+            written = writer_put(&self.writer, record, description.number, &cut)
             if written == NO_ROOM:
                 return
             input.packets += 1
@@ -767,7 +746,7 @@ cdef Py_ssize_t begin(Reader *reader, bytes data) except -1:
     cdef bytes beginning = known + data[: max(0, 4 - len(known))]
     if len(beginning) >= 4 and beginning[:4] not in _PCAP_MAGICS:
         if beginning != _PCAPNG_MAGIC:
-            raise _bad_magic(known + data[:64])
+            raise bad_magic(known + data[:64])
         reader.format = PCAPNG
         reader.need = 8
         if not carry_append(reader, <const uint8_t *><const char *>beginning, 4):
@@ -785,7 +764,7 @@ cdef Py_ssize_t begin(Reader *reader, bytes data) except -1:
     reader.link_type = header.link_type
     reader.offset = PCAP_HEADER
     if not fits(reader.link_type, reader.output_link):
-        raise _unfit(reader.link_type, reader.output_link)
+        raise unfit(reader.link_type, reader.output_link)
     return PCAP_HEADER - len(known)
 
 
@@ -796,23 +775,5 @@ cdef int check(const Reader *reader) except -1:
     if reader.fault == NO_MEMORY:
         raise MemoryError
     if reader.fault == UNFIT_LINK_TYPE:
-        raise _unfit(reader.link_type, reader.output_link)
-    raise CorruptError(
-        _FAULTS[<int>reader.fault].format(reader.fault_value), offset=reader.offset
-    )
-
-
-def _unfit(link_type, output):
-    return FormatError(f"link type {link_type} cannot become the output's {output}", offset=0)
-
-
-def _bad_magic(bytes beginning):
-    shown = beginning[:4].hex()
-    for magic, name in _LOOKS_LIKE:
-        if beginning.startswith(magic):
-            return BadMagicError(
-                f"not a capture file but {name}", offset=0, hint="decompress it first"
-            )
-    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
-        return BadMagicError("not a capture file but HTML or XML", offset=0)
-    return BadMagicError(f"not a capture file (begins {shown})", offset=0)
+        raise unfit(reader.link_type, reader.output_link)
+    raise corrupt(reader.fault, reader.fault_value, offset=reader.offset)

@@ -32,13 +32,18 @@ cdef inline void units_open(Units *units, uint8_t resolution, int64_t offset_s) 
 # Return the nanoseconds that `count` units are, fractions of one cut off; -1 when they
 # are before the epoch or have more than 63 bits.
 cdef inline int64_t to_ns(const Units *units, uint64_t count) noexcept nogil:
+    if not units.multiplier:
+        return to_ns_by_seconds(units, count)
+    if count > units.most:
+        return -1
+    return <int64_t>(count * units.multiplier)
+
+
+# The long way.
+cdef inline int64_t to_ns_by_seconds(const Units *units, uint64_t count) noexcept nogil:
     cdef uint64_t seconds = 0
     cdef uint64_t nanoseconds = 0
     cdef int64_t signed_seconds
-    if units.multiplier:
-        if count > units.most:
-            return -1
-        return <int64_t>(count * units.multiplier)
     if units.resolution & 0x80:
         split_binary(count, units.resolution & 0x7F, &seconds, &nanoseconds)
     else:

@@ -8,6 +8,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from ._blocks cimport ENHANCED_PACKET
 from ._cooked cimport (
     LINUX_SLL,
     LINUX_SLL2,
@@ -18,8 +19,9 @@ from ._cooked cimport (
     sll2_from_sll,
     sll_from_sll2,
 )
+from ._intake cimport RECORD_HEADER, SECOND
 from ._octets cimport load32, store32
-from ._reader cimport ENHANCED_PACKET, MAX_CAPLEN, RECORD_HEADER, SECOND
+from ._reader cimport MAX_CAPLEN
 from ._records cimport Record
 
 cdef enum:

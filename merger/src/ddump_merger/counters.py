@@ -12,7 +12,7 @@ class Counters(NamedTuple):
 
     ``packets`` were released, ``octets`` is their data as written. Of them ``late`` came
     after a later one of any input was released; ``refilled`` were asked for once more
-    after an outage and are not late, whenever they come; ``cut`` did not fit the
+    after an outage, and neither are late nor make others so, whenever they come; ``cut`` did not fit the
     output's snaplen when converted. Beside them ``joined`` were left out, for they had
     come before, and ``backwards`` heartbeats went back in time and meant nothing.
     """
