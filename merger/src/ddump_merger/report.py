@@ -20,7 +20,7 @@ from . import __version__
 from .target import FileTarget, HttpTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ddump_common.window import Interval, WindowReport
 
@@ -39,9 +39,8 @@ __all__ = [
     "TargetReport",
     "Totals",
     "WindowPart",
-    "account",
     "compose",
-    "untried",
+    "serialized",
 ]
 
 # What JSON of 64 bits can hold; what workers tell may add up to more.
@@ -164,7 +163,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compose(
-    targets: Sequence[TargetReport],
+    targets: Iterable[Target],
+    lanes: Sequence[Lane],
+    counters: Callable[[int], Counters] | None,
     *,
     begun_ns: int,
     ended_ns: int,
@@ -172,7 +173,16 @@ def compose(
     error: str,
     output: str,
 ) -> Report:
-    """Return the account of a run that is over."""
+    """Return the account of a run that is over.
+
+    One that ended before its targets had lanes has done nothing with them, and has no
+    ``counters``.
+    """
+    told = (
+        [_account(lane, counters(lane.index)) for lane in lanes]
+        if counters is not None
+        else [_untried(target) for target in targets]
+    )
     return Report(
         version=__version__,
         begun=format_time(begun_ns),
@@ -182,12 +192,17 @@ def compose(
         exit_code=exit_code,
         error=_text(error),
         output=printable(output, limit=_LONGEST_TEXT),
-        totals=_totals(targets),
-        targets=list(targets),
+        totals=_totals(told),
+        targets=told,
     )
 
 
-def untried(target: Target) -> TargetReport:
+def serialized(report: Report) -> bytes:
+    """Return the report as JSON that people can read, too."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def _untried(target: Target) -> TargetReport:
     """Return the account of a target that nothing was done with."""
     return TargetReport(
         name=printable(target.name, limit=_LONGEST_TEXT),
@@ -197,11 +212,11 @@ def untried(target: Target) -> TargetReport:
     )
 
 
-def account(lane: Lane, counters: Counters) -> TargetReport:
+def _account(lane: Lane, counters: Counters) -> TargetReport:
     """Return the account of a target."""
     losses = lane.losses
     return msgspec.structs.replace(
-        untried(lane.target),
+        _untried(lane.target),
         outcome=_outcome(lane),
         host=_text(lane.host),
         error=_text("" if lane.error is None else str(lane.error)),

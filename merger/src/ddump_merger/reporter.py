@@ -2,6 +2,7 @@
 
 The file is opened before anything else is tried, so that nobody finds out afterwards
 that it cannot be; what was in it stays until the account is written over it, whole.
+What makes the account is imported when one is written: most runs have none.
 """
 
 from __future__ import annotations
@@ -11,12 +12,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Self
 
-import msgspec
-
 from ddump_common.errors import DdumpError, ExitCode, OutputError, UsageError
 
 from .output import Output
-from .report import account, compose, untried
 from .summary import failure_code, failures
 
 if TYPE_CHECKING:
@@ -26,13 +24,10 @@ if TYPE_CHECKING:
     from .config import Config
     from .counters import Counters
     from .lane import Lane
-    from .report import TargetReport
 
 __all__ = ["Reporter"]
 
 logger = logging.getLogger(__name__)
-
-_INDENT = 2
 
 
 class Reporter:
@@ -51,16 +46,17 @@ class Reporter:
         """
         self._begun_ns = time.time_ns()
         self._name = "standard output" if config.output is None else str(config.output)
-        self._accounts: Callable[[], list[TargetReport]] = lambda: [
-            untried(target) for target in config.targets
-        ]
+        self._targets = config.targets
+        self._lanes: Sequence[Lane] = ()
+        self._counters: Callable[[int], Counters] | None = None
         self._code = ExitCode.OK
         self.output = None if config.report is None else Output(config.report)
         """What is written to, which nothing else may be."""
 
     def watch(self, lanes: Sequence[Lane], counters: Callable[[int], Counters]) -> None:
         """Tell what there is to report of, as soon as it is known."""
-        self._accounts = lambda: [account(lane, counters(lane.index)) for lane in lanes]
+        self._lanes = lanes
+        self._counters = counters
 
     def end(self, code: ExitCode) -> ExitCode:
         """Tell how a run went that nothing ended early; return the same."""
@@ -95,17 +91,20 @@ class Reporter:
             logger.error("%s", told)  # noqa: TRY400  # no traceback: it is said to a user
 
     def _write(self, output: Output, exc: BaseException | None) -> None:
+        from .report import compose, serialized
+
         report = compose(
-            self._accounts(),
+            self._targets,
+            self._lanes,
+            self._counters,
             begun_ns=self._begun_ns,
             ended_ns=time.time_ns(),
             exit_code=self._code if exc is None else failure_code(exc),
             error="; ".join(map(_told, failures(exc))),
             output=self._name,
         )
-        data = msgspec.json.format(msgspec.json.encode(report), indent=_INDENT) + b"\n"
         output.begin()
-        left = memoryview(data)
+        left = memoryview(serialized(report))
         while left:
             left = left[os.write(output.fd, left) :]
 
