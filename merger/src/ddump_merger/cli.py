@@ -45,7 +45,7 @@ Exit status:
   3  no target could be opened, and nothing was written; also when interrupted before
   4  the output is good, but a target is missing or was cut short, packets were lost on
      the way or in an outage, or a ring may lack a part of its window
-  5  the output or the report cannot be written
+  5  the output cannot be written, or the report
 
 "ddump status TARGET..." asks workers for their state, "ddump segments TARGET..." for
 what their rings hold: ddump status --help, ddump segments --help.
