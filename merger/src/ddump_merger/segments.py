@@ -20,13 +20,11 @@ from .window import told_duration, told_second
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import aiohttp
-
     from ddump_common.answers import RingInfo, SegmentInfo, Segments
     from ddump_common.errors import ExitCode
 
     from .config import TlsFiles
-    from .target import HttpTarget, Target
+    from .target import Target
 
 __all__ = ["coverage_rows", "segment_rows", "show_segments"]
 
@@ -42,11 +40,13 @@ def show_segments(
         UsageError: no target, or one that is a file.
 
     """
-
-    async def fetch(worker: HttpTarget, session: aiohttp.ClientSession) -> Segments:
-        return await fetch_segments(worker, session, timeout_ns=connect_timeout_ns)
-
-    answers = survey(targets, fetch, command="segments", tls=tls)
+    answers = survey(
+        targets,
+        fetch_segments,
+        command="segments",
+        tls=tls,
+        timeout_ns=connect_timeout_ns,
+    )
     if as_json:
         _print_json(answers)
     elif answers:

@@ -17,13 +17,11 @@ from .window import told_duration, told_second
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import aiohttp
-
     from ddump_common.answers import RingInfo, Status
     from ddump_common.errors import ExitCode
 
     from .config import TlsFiles
-    from .target import HttpTarget, Target
+    from .target import Target
 
 __all__ = ["ring_lines", "ring_notes", "show_status", "status_lines", "told_notes"]
 
@@ -39,11 +37,13 @@ def show_status(
         UsageError: no target, or one that is a file.
 
     """
-
-    async def fetch(worker: HttpTarget, session: aiohttp.ClientSession) -> Status:
-        return await fetch_status(worker, session, timeout_ns=connect_timeout_ns)
-
-    answers = survey(targets, fetch, command="status", tls=tls)
+    answers = survey(
+        targets,
+        fetch_status,
+        command="status",
+        tls=tls,
+        timeout_ns=connect_timeout_ns,
+    )
     if as_json:
         for name, status in answers.items():
             print_json(name, status)

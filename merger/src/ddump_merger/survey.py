@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 import msgspec
@@ -21,19 +21,17 @@ from .target import HttpTarget
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import aiohttp
 
     from .config import TlsFiles
     from .target import Target
 
-    # Asks one worker; raises PeerError.
-    Fetch = Callable[[HttpTarget, aiohttp.ClientSession], Awaitable["T"]]
-
 __all__ = ["print_json", "survey", "survey_code", "told_share", "told_size"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +41,31 @@ _LARGEST = 1 << 63
 _DECIMAL = 1000
 
 
+class Fetch(Protocol[T_co]):
+    """What asks one worker."""
+
+    async def __call__(
+        self, target: HttpTarget, session: aiohttp.ClientSession, *, timeout_ns: int
+    ) -> T_co:
+        """Return the answer.
+
+        Raises:
+            PeerError: there is none within ``timeout_ns``.
+
+        """
+
+
 def survey(
-    targets: Sequence[Target], fetch: Fetch[T], *, command: str, tls: TlsFiles
+    targets: Sequence[Target],
+    fetch: Fetch[T],
+    *,
+    command: str,
+    tls: TlsFiles,
+    timeout_ns: int,
 ) -> dict[str, T]:
     """Return the answers by target, in the targets' order; say who gave none.
+
+    Each may take ``timeout_ns``.
 
     Raises:
         UsageError: no target, or one that is a file.
@@ -59,17 +78,20 @@ def survey(
         )
     context = tls.context(workers)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_ask(workers, fetch, context))
+        return runner.run(_ask(workers, fetch, context, timeout_ns))
 
 
 async def _ask(
-    workers: Sequence[HttpTarget], fetch: Fetch[T], context: ssl.SSLContext | None
+    workers: Sequence[HttpTarget],
+    fetch: Fetch[T],
+    context: ssl.SSLContext | None,
+    timeout_ns: int,
 ) -> dict[str, T]:
     answers: dict[str, T] = {}
 
     async def ask(worker: HttpTarget) -> None:
         try:
-            answers[worker.name] = await fetch(worker, session)
+            answers[worker.name] = await fetch(worker, session, timeout_ns=timeout_ns)
         except DdumpError as exc:
             logger.error("%s: %s", worker.name, exc)  # noqa: TRY400  # no traceback: it is said to a user
 
