@@ -5,7 +5,7 @@ was indexed,
   reading finds them;
 * of files that stay as they are, a window is the stable sort of what is in it, and
   following is what is in it in order of arrival, whatever the program is that libpcap
-  takes;
+  takes; and in enhanced packet blocks it is the same;
 * of files that change, nothing but an UnreadableError comes out, what leaves is
   whole records of the window in order of time, and without the part at fault the others
   go on to their end;
@@ -138,7 +138,7 @@ def any_window(rng, records):
 def check_output(data, window, options):
     """Whole records, in order, in the window, cut as asked."""
     since, until = window
-    records = records_in(data)
+    records = records_in(data, pcapng=options["pcapng"])
     times = [each.timestamp_ns for each in records]
     assert times == sorted(times)
     assert all(since <= time < until for time in times)
@@ -179,7 +179,7 @@ def cut_changing(rng, cutter, descriptors):
     return b"".join(data)
 
 
-def follow_changing(rng, cutter, segments):
+def follow_changing(rng, cutter, segments, *, pcapng):
     for segment in segments:
         offset = 24
         while offset < segment.index.committed and not cutter.finished:
@@ -191,7 +191,7 @@ def follow_changing(rng, cutter, segments):
                 )
             except UnreadableError:
                 data, after = cutter.follow(-1, segment.index, offset, 1)
-            records_in(data)
+            records_in(data, pcapng=pcapng)
             assert after > offset or cutter.finished
             offset = after
 
@@ -212,6 +212,7 @@ def check(seed):
         "since_ns": window[0],
         "until_ns": window[1],
         "program": any_program(rng, link_type),
+        "pcapng": rng.random() < 0.5,
     }
     if rng.random() < 0.2:
         options["packet_limit"] = rng.randrange(1, 300)
@@ -225,15 +226,22 @@ def check(seed):
             cutter = parts.cutter(**options)
         except FilterError:
             return
-        data = cut_all(cutter, parts.descriptors, target)
+        pcapng = options["pcapng"]
+        data = cut_all(cutter, parts.descriptors, target, pcapng=pcapng)
         check_output(data, window, options)
+        records = records_in(data, pcapng=pcapng)
+        assert cutter.packets == len(records)
+        assert cutter.data_bytes == sum(len(each.data) for each in records)
+        other = parts.cutter(**options | {"pcapng": not pcapng})
+        data = cut_all(other, parts.descriptors, target, pcapng=not pcapng)
+        assert records_in(data, pcapng=not pcapng) == records
         followed = follow_all(parts.cutter(**options), parts.segments)
         if not cutter.finished:
-            assert window_of(records_in(followed)) == records_in(data)
+            assert window_of(records_in(followed, pcapng=pcapng)) == records
         cutter = parts.cutter(**options)
         data = cut_changing(rng, cutter, parts.descriptors)
         check_output(data, window, options)
-        follow_changing(rng, parts.cutter(**options), parts.segments)
+        follow_changing(rng, parts.cutter(**options), parts.segments, pcapng=pcapng)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class PcapngStream:
     keep: bool = True
     packets: int = 0
     data_bytes: int = 0
-    section: dict[int, str] = field(default_factory=dict)
+    section: dict[int, str] | None = None
     interface: Interface | None = None
     beats: list[Beat] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -101,7 +101,7 @@ class PcapngStream:
         assert self.ended is None, "something follows the last block"
         match kind:
             case _ if kind == _SECTION:
-                assert not self.section
+                assert self.section is None, "a second section"
                 assert body[:8] == struct.pack("<IHH", 0x1A2B3C4D, 1, 0)
                 self.section = {c: v.decode() for c, v in _options(body[16:]).items()}
             case _ if kind == _INTERFACE:
@@ -114,7 +114,7 @@ class PcapngStream:
                 raise AssertionError(f"a block of type {kind}")
 
     def _take_interface(self, body: bytes) -> None:
-        assert self.section
+        assert self.section is not None
         assert self.interface is None, "a second interface"
         link_type, reserved, snaplen = struct.unpack_from("<HHI", body)
         assert reserved == 0

@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ddump_worker._ring import HEADER_BYTES, Cutter, Index
-from support.captures import SLL, SLL2, Record, parse_records, pcap_header, pcap_record
+from support.captures import (
+    SLL,
+    SLL2,
+    Record,
+    parse_blocks,
+    parse_records,
+    pcap_header,
+    pcap_record,
+)
 
 __all__ = [
     "COOKED",
@@ -113,16 +121,16 @@ def window_of(records, since_ns=0, until_ns=1 << 63) -> list[Record]:
     return sorted(inside, key=lambda each: each.timestamp_ns)
 
 
-def cut_all(cutter, descriptors, max_bytes=1 << 18) -> bytes:
+def cut_all(cutter, descriptors, max_bytes=1 << 18, *, pcapng=False) -> bytes:
     """Cut until nothing comes any more; check what is said of it meanwhile."""
-    largest = 16 + MAX_CAPLEN
+    largest = 32 + MAX_CAPLEN if pcapng else 16 + MAX_CAPLEN
     data = []
     while not cutter.exhausted and not cutter.finished:
         position = cutter.position_ns
         data.append(cutter.cut(descriptors.__getitem__, max_bytes))
         assert len(data[-1]) < max_bytes + largest
         assert position <= cutter.position_ns
-        times = [each.timestamp_ns for each in parse_records(data[-1], nano=True)]
+        times = [each.timestamp_ns for each in records_in(data[-1], pcapng=pcapng)]
         assert all(position <= time for time in times)
     assert cutter.cut(descriptors.__getitem__, max_bytes) == b""
     assert not any(cutter.needs(part) for part in range(len(descriptors)))
@@ -138,15 +146,22 @@ def follow_all(cutter, segments, max_bytes=1 << 18) -> bytes:
             part, after = cutter.follow(
                 segment.descriptor, segment.index, offset, max_bytes
             )
-            assert len(part) < max_bytes + 16 + MAX_CAPLEN
+            assert len(part) < max_bytes + 32 + MAX_CAPLEN
             assert after > offset
             offset = after
             data.append(part)
     return b"".join(data)
 
 
-def records_in(data) -> list[Record]:
-    return parse_records(data, nano=True)
+def records_in(data, *, pcapng=False) -> list[Record]:
+    """Return the records of a capture in nanoseconds, or of enhanced packet blocks."""
+    if not pcapng:
+        return parse_records(data, nano=True)
+    found = []
+    for number, timestamp_ns, record in parse_blocks(data):
+        assert number == 0
+        found.append(Record(timestamp_ns, record.data, record.length))
+    return found
 
 
 def readable(body, link_type) -> tuple[list[Record], int, bool]:

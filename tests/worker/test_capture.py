@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import socket
+import struct
 import subprocess
 import time
 
@@ -19,6 +20,7 @@ from ddump_worker import capture as capture_module
 from ddump_worker._pcap import compile_filter
 from ddump_worker.capacity import Capacity, ExhaustedError
 from ddump_worker.capture import Captures, LiveCapture, ring_bytes
+from ddump_worker.heartbeat import Heartbeat, Tally
 from ddump_worker.program import cook
 from support.loopback import payloads, talker
 from support.workers import wait_until
@@ -36,6 +38,7 @@ class Script:
         self.more = self.finished = False
         self.reads = 0
         self.stopped = 0
+        self.hidden = 0  # counted, and in a block that is open
         self.last: int | None = None
 
     def put(self, *batches: bytes) -> None:
@@ -59,7 +62,7 @@ class Script:
         self.stopped += 1
 
     def undelivered(self) -> int:
-        return len(self._batches)
+        return len(self._batches) + self.hidden
 
     def statistics(self) -> tuple[int, int, int]:
         return 5, 3, 0
@@ -295,6 +298,163 @@ class TestDeliver:
         script.statistics = None
         capture.refresh()
         assert (capture.dropped, closed) == (3, [1])
+
+
+class Watcher:
+    """Takes batches, and the promises of statistics blocks among them, in ``sent``.
+
+    The clock that it lets the worker see stands still until a test moves it.
+    """
+
+    def __init__(self, monkeypatch) -> None:
+        self.sent: list[bytes | int] = []
+        self.now_ns = 10**18
+        self.gate = asyncio.Event()
+        self.gate.set()
+        monkeypatch.setattr(time, "time_ns", lambda: self.now_ns)
+
+    async def send(self, data: bytes) -> None:
+        is_block = data[:4] == b"\5\0\0\0"
+        if is_block:
+            high, low = struct.unpack_from("<II", data, 12)
+        self.sent.append((high << 32 | low) - 10**18 if is_block else data)
+        await self.gate.wait()
+
+    def heartbeat(self) -> Heartbeat:
+        tally = Tally(
+            received=0, interface_dropped=0, dropped=0, delivered=0, skipped=0
+        )
+        return Heartbeat(started_ns=0, promised_ns=0, tally=lambda: tally)
+
+    async def promised(self, offset_ns: int) -> None:
+        """Wait for a promise of ``offset_ns`` after the clock's first moment."""
+        await wait_until(lambda: offset_ns in self.sent)
+
+    async def next_block(self) -> int:
+        """Wait for one more block; return what it promises."""
+        count = len(self.sent)
+        await wait_until(lambda: any(type(each) is int for each in self.sent[count:]))
+        return self.sent[-1]
+
+
+class TestHeartbeats:
+    SLACK_NS = 50 * MILLISECONDS
+
+    @pytest.fixture
+    async def watching(self, script, monkeypatch):
+        """A capture that is delivered to a watcher while the test runs."""
+        watcher = Watcher(monkeypatch)
+        capture = live(script)
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(
+                capture.deliver(watcher.send, heartbeat=watcher.heartbeat())
+            )
+            yield watcher
+            watcher.gate.set()
+            task.cancel()
+        capture.close()
+
+    async def test_an_idle_stream_promises_what_was_read(self, watching):
+        await watching.promised(-self.SLACK_NS)
+        watching.now_ns += 1000
+        await watching.promised(1000 - self.SLACK_NS)
+
+    async def test_they_come_four_times_a_second(self, watching):
+        loop = asyncio.get_running_loop()
+        await watching.next_block()
+        began = loop.time()
+        for _ in range(4):
+            await watching.next_block()
+        assert 0.9 < loop.time() - began < 1.2
+
+    async def test_a_block_of_the_kernel_that_is_open_holds_the_promise(
+        self, watching, script
+    ):
+        await watching.promised(-self.SLACK_NS)
+        script.hidden = 1
+        watching.now_ns += 1000
+        await watching.next_block()
+        watching.now_ns += 1000
+        assert await watching.next_block() <= 1000 - self.SLACK_NS
+        watching.now_ns += 1000
+        held = await watching.next_block()
+        assert held <= 1000 - self.SLACK_NS
+        script.hidden = 0
+        script.put(b"it")
+        await watching.promised(3000 - self.SLACK_NS)
+        assert watching.sent.index(b"it") < watching.sent.index(3000 - self.SLACK_NS)
+
+    async def test_what_never_comes_holds_it_for_a_second_once(self, watching, script):
+        await watching.promised(-self.SLACK_NS)
+        script.hidden = 1
+        began = time.monotonic()
+        watching.now_ns += 1000
+        await watching.next_block()
+        watching.now_ns += 1000
+        await watching.promised(2000 - self.SLACK_NS)
+        assert 0.9 < time.monotonic() - began < 2
+        for _ in range(2):
+            watching.now_ns += 1000
+            await watching.promised(watching.now_ns - 10**18 - self.SLACK_NS)
+        assert time.monotonic() - began < 3
+
+    async def test_nothing_is_promised_while_the_client_takes_nothing(
+        self, watching, script
+    ):
+        await watching.promised(-self.SLACK_NS)
+        watching.gate.clear()
+        script.put(b"one")
+        await wait_until(lambda: b"one" in watching.sent)
+        script.put(b"two", b"three")
+        watching.now_ns += 1000
+        await asyncio.sleep(0.6)
+        assert watching.sent[-1] == b"one"
+        watching.gate.set()
+        await watching.promised(1000 - self.SLACK_NS)
+        assert [each for each in watching.sent if each != -self.SLACK_NS] == [
+            b"one",
+            b"two",
+            b"three",
+            1000 - self.SLACK_NS,
+        ]
+
+    async def test_under_full_load_they_come_between_batches(self, script, monkeypatch):
+        watcher, capture = Watcher(monkeypatch), live(script)
+
+        async def send(data):
+            watcher.now_ns += 1
+            if data == b"more":
+                script.put(b"more")  # reads always leave something behind
+            await watcher.send(data)
+
+        script.put(b"more", b"more")
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(
+                capture.deliver(send, heartbeat=watcher.heartbeat())
+            )
+            await wait_until(
+                lambda: sum(type(each) is int for each in watcher.sent) > 3
+            )
+            task.cancel()
+        promises = [each for each in watcher.sent if type(each) is int]
+        assert promises == sorted(set(promises))  # each one more than the last
+        for promise in promises:
+            # What was taken when the clock was there had been sent.
+            assert watcher.sent.index(promise) >= promise + self.SLACK_NS
+        capture.close()
+
+    async def test_a_clock_that_is_set_back_takes_nothing_back(self, watching):
+        await watching.promised(-self.SLACK_NS)
+        watching.now_ns -= 10**12
+        assert await watching.next_block() == -self.SLACK_NS
+
+    async def test_they_come_while_it_drains(self, script, monkeypatch):
+        watcher, capture = Watcher(monkeypatch), live(script)
+        capture.stop()
+        heartbeat = watcher.heartbeat()
+        script.put(b"one")
+        await capture.deliver(watcher.send, heartbeat=heartbeat)
+        assert watcher.sent == [b"one", -self.SLACK_NS]
 
 
 async def failure_of(delivery) -> CaptureError:

@@ -19,6 +19,7 @@ import pytest
 from ddump_common.errors import CaptureError, FilterError
 from ddump_worker import _pcap
 from ddump_worker.program import cook
+from support.captures import parse_blocks
 from support.loopback import payloads, records, talker
 
 LO = socket.if_nametoindex("lo")
@@ -289,6 +290,37 @@ class TestCapture:
             assert [stamp for stamp, _, _ in records(read(micro, 20))] == [
                 stamp // 1000 for stamp in stamps
             ]
+
+    @pytest.mark.parametrize("link_type", [113, 276])
+    @pytest.mark.parametrize("snaplen", [1, 6, 45, 46, 47, 48, 262144])
+    def test_blocks_have_what_records_have(self, opened, link_type, snaplen):
+        options = {"link_type": link_type, "snaplen": snaplen}
+        with talker() as udp:
+            plain = opened(udp.filter, nano=True, **options)
+            blocks = opened(udp.filter, pcapng=True, **options)
+            for size in (1, 2, 3, 4, 1000):
+                udp.send(3, size=8 + size)
+            expected = records(b"\x4d\x3c\xb2\xa1".ljust(24) + read(plain, 15))
+            found = parse_blocks(read(blocks, 15))
+            assert [
+                (stamp, record.length, record.data) for _, stamp, record in found
+            ] == expected
+            assert {number for number, _, _ in found} == {0}
+            assert blocks.data_bytes == plain.data_bytes
+
+    @pytest.mark.parametrize("target", [1, 999, TARGET])
+    def test_a_batch_of_blocks_is_one_larger_than_asked_at_most(self, opened, target):
+        with talker() as udp:
+            capture = opened(udp.filter, pcapng=True, byte_limit=50 * 345)
+            udp.send(60, size=301)
+            found = []
+            while not capture.finished:
+                select.select([capture], [], [], 5)
+                data = capture.read_batch(target)
+                assert len(data) < target + 32 + 348
+                found += parse_blocks(data)
+            assert capture.data_bytes == 50 * 345
+            assert len(found) == capture.packets == 50
 
     def test_nothing_that_comes_after_stop_is_delivered(self, opened):
         with talker() as udp:

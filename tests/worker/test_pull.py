@@ -6,16 +6,21 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ddump_common.api import Link, RingQuery
 from ddump_common.errors import CaptureError
+from ddump_common.note import EndReason, StreamNote
 from ddump_common.pcap import Precision
 from ddump_worker import _pcap, pull
+from ddump_worker.heartbeat import Heartbeat, Tally
+from ddump_worker.preamble import pcapng_preamble
 from ddump_worker.pull import Bounds, Pull
 from support.captures import Record, parse_records
+from support.pcapng_streams import PcapngStream
 from support.rings import MB, SECOND, RingWriter
 from support.workers import wait_until
 
@@ -52,12 +57,21 @@ def open_pull(executor):
     """Return a function that opens a pull, which is woken as the ring wakes it."""
     with contextlib.ExitStack() as stack:
 
-        def open_(writer, *, since_ns=0, until_ns=FOREVER, program=b"", **query):
+        def open_(
+            writer,
+            *,
+            since_ns=0,
+            until_ns=FOREVER,
+            program=b"",
+            pcapng=False,
+            **query,
+        ):
             pulled = Pull(
                 RingQuery(**{"precision": Precision.NANO} | query),
                 ring=writer.ring,
                 bounds=Bounds(since_ns, until_ns),
                 program=program,
+                pcapng=pcapng,
                 executor=executor,
                 on_close=lambda _: None,
             )
@@ -293,6 +307,138 @@ class TestPins:
         assert writer.ring.info().pinned_bytes > 5 * MB
         opened.close()
         await wait_until(lambda: writer.ring.info().pinned_bytes == 0)
+
+
+class Listener:
+    """Takes a pcapng stream, as the service makes it; ``takes`` is whether it does."""
+
+    def __init__(self, opened) -> None:
+        self.stream = PcapngStream()
+        self.stream.receive_data(pcapng_preamble(RingQuery()))
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self._pull = opened
+        self.heartbeat = Heartbeat(
+            started_ns=opened.started_ns, promised_ns=opened.promised_ns,
+            tally=self.tally,
+        )  # fmt: skip
+        self.stream.receive_data(
+            self.heartbeat.block(asyncio.get_running_loop().time())
+        )
+
+    def tally(self) -> Tally:
+        return Tally(
+            received=self._pull.received,
+            interface_dropped=None,
+            dropped=self._pull.dropped,
+            delivered=self._pull.packets,
+            skipped=self._pull.skipped,
+        )
+
+    async def send(self, data: bytes) -> None:
+        self.stream.receive_data(data)
+        await self.takes.wait()
+
+    async def deliver(self) -> None:
+        reason = await self._pull.deliver(self.send, heartbeat=self.heartbeat)
+        self.stream.receive_data(self.heartbeat.last_block(reason, ended_ns=1))
+
+    async def next_block(self) -> int:
+        """Wait for one more block; return what it promises."""
+        count = len(self.stream.beats)
+        await wait_until(lambda: len(self.stream.beats) > count)
+        return self.stream.promised_ns
+
+
+class TestHeartbeats:
+    async def test_a_window_promises_as_far_as_it_is_scanned(self, writer, open_pull):
+        records = await writer.fill(3)
+        since, until = records[2].timestamp_ns, records[-2].timestamp_ns
+        opened = open_pull(writer, since_ns=since, until_ns=until, pcapng=True)
+        listener = Listener(opened)
+        assert listener.stream.promised_ns == since
+        listener.heartbeat.due = 0  # with each slice
+        block = listener.heartbeat.block
+        listener.heartbeat.block = lambda _: block(-1)
+        await listener.deliver()
+        stream = listener.stream
+        assert stream.records == in_order(records, since, until)
+        assert len(stream.beats) > 4
+        assert stream.beats[2].time_ns > since
+        assert stream.promised_ns == until  # never beyond the window
+        assert stream.last.note == StreamNote(ended=EndReason.COMPLETE)
+
+    async def test_they_come_while_a_slice_has_to_wait(
+        self, writer, open_pull, executor
+    ):
+        records = await writer.fill(1)
+        listener = Listener(open_pull(writer, pcapng=True))
+        gate = threading.Event()
+        busy = [executor.submit(gate.wait) for _ in range(2)]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listener.deliver())
+            for _ in range(2):
+                assert await listener.next_block() == 0
+            gate.set()
+        assert listener.stream.records == records
+        assert all(each.result() for each in busy)
+
+    async def test_a_client_that_leaves_while_a_slice_has_to_wait(
+        self, writer, open_pull, executor
+    ):
+        await writer.fill(1)
+        listener = Listener(open_pull(writer, pcapng=True))
+        gate = threading.Event()
+        busy = [executor.submit(gate.wait) for _ in range(2)]
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(listener.deliver())
+            await listener.next_block()
+            task.cancel()
+        gate.set()
+        assert listener.stream.packets == 0
+        assert all(each.result() for each in busy)
+
+    async def test_a_follower_promises_what_is_flushed_and_sent(
+        self, writer, open_pull
+    ):
+        records = await writer.write()
+        listener = Listener(open_pull(writer, follow=True, pcapng=True))
+        stream = listener.stream
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(listener.deliver())
+            await wait_until(lambda: stream.promised_ns == writer.ring.flushed_ns)
+            # The recorder is behind: what it has not flushed is not promised.
+            records += await writer.write(writer.now_ns + SECOND, flush=False)
+            await wait_until(lambda: stream.packets == 3)
+            before = stream.promised_ns
+            assert await listener.next_block() == before
+            await writer.flush(writer.now_ns + 3 * SECOND)
+            assert await listener.next_block() == writer.ring.flushed_ns
+            # Nothing came, and it is flushed all the same.
+            await writer.flush(writer.now_ns + SECOND)
+            assert await listener.next_block() == writer.ring.flushed_ns
+            # The client takes nothing: no promise of what it has not got.
+            listener.takes.clear()
+            promised_ns = stream.promised_ns
+            records += await writer.write()
+            await wait_until(lambda: stream.packets == 5)
+            records += await writer.write()
+            await asyncio.sleep(0.6)
+            assert stream.promised_ns == promised_ns
+            listener.takes.set()
+            await wait_until(lambda: stream.promised_ns == writer.ring.flushed_ns)
+            task.cancel()
+        assert stream.records == records
+
+    async def test_what_is_skipped_is_said(self, writer, open_pull):
+        await writer.fill(3)
+        opened = open_pull(writer, pcapng=True)
+        os.truncate(writer.ring.segments()[0].path, 0)
+        listener = Listener(opened)
+        await listener.deliver()
+        assert listener.stream.last.note == StreamNote(
+            ended=EndReason.COMPLETE, skipped=8
+        )
 
 
 class TestDamage:

@@ -555,12 +555,18 @@ class TestFilter:
 
 
 def cut_one(record, *, link_type=SLL, **options):
-    """Return the only record, given by the window and by following."""
+    """Return the only record, given by the window and by following, in each format."""
+    found = []
     with parts_of([record], link_type=link_type) as parts:
-        (cut,) = records_in(cut_all(parts.cutter(**options), parts.descriptors))
-        (followed,) = records_in(follow_all(parts.cutter(**options), parts.segments))
-        assert cut == followed
-        return cut
+        for pcapng in (False, True):
+            options["pcapng"] = pcapng
+            cut = cut_all(parts.cutter(**options), parts.descriptors, pcapng=pcapng)
+            followed = follow_all(parts.cutter(**options), parts.segments)
+            found += records_in(cut, pcapng=pcapng)
+            found += records_in(followed, pcapng=pcapng)
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    return found[0]
 
 
 # With this much of SLL2, that much of SLL is known from its beginning.
@@ -630,8 +636,22 @@ class TestForm:
             data = cut_all(parts.cutter(nano=False), parts.descriptors)
         assert struct.unpack_from("<IIII", data) == (7, 123_456, 60, 60)
 
+    @pytest.mark.parametrize("nano", [False, True])
+    def test_a_golden_block_whatever_the_precision(self, nano):
+        record = Record(0x1234_5678_9ABC_DEF0, Cooked(payload=b"pay").sll(), 1500)
+        with parts_of([record]) as parts:
+            data = cut_all(
+                parts.cutter(pcapng=True, nano=nano), parts.descriptors, pcapng=True
+            )
+        assert data == bytes.fromhex(
+            "06000000 34000000 00000000 78563412 f0debc9a 13000000 dc050000"
+            "0000 0001 0006 0000000000000000 0800 706179 00"
+            "34000000"
+        )
+
 
 class TestLimits:
+    @pytest.mark.parametrize("pcapng", [False, True])
     @pytest.mark.parametrize("max_bytes", [1, 500, 1 << 18])
     @pytest.mark.parametrize(
         ("limit", "expected"),
@@ -644,17 +664,17 @@ class TestLimits:
             ({"packet_limit": 7, "byte_limit": 2400}, 7),
         ],
     )
-    def test_it_ends_exactly_there(self, limit, expected, max_bytes):
+    def test_it_ends_exactly_there(self, limit, expected, max_bytes, pcapng):
         records = packets(100)
         with parts_of(records) as parts:
-            cutter = parts.cutter(**limit)
-            data = cut_all(cutter, parts.descriptors, max_bytes)
-            assert records_in(data) == records[:expected]
+            cutter = parts.cutter(**limit, pcapng=pcapng)
+            data = cut_all(cutter, parts.descriptors, max_bytes, pcapng=pcapng)
+            assert records_in(data, pcapng=pcapng) == records[:expected]
             assert cutter.finished
             assert cutter.packets == expected
             assert cutter.data_bytes == expected * 60
-            followed = follow_all(parts.cutter(**limit), parts.segments, max_bytes)
-            assert followed == data
+            cutter = parts.cutter(**limit, pcapng=pcapng)
+            assert follow_all(cutter, parts.segments, max_bytes) == data
 
     def test_the_window_s_packets_count_for_what_follows(self):
         records = packets(100)

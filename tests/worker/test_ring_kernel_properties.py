@@ -84,9 +84,9 @@ def windows(draw, records):
 
 
 @calm
-@given(st.data(), segments(), batches, targets, link_types)
+@given(st.data(), segments(), batches, targets, link_types, st.booleans())
 def test_a_window_is_a_stable_sort_of_all_that_is_in_it(
-    data, segments, batch, max_bytes, link_type
+    data, segments, batch, max_bytes, link_type, pcapng
 ):
     records = [each for segment in segments for each in segment]
     since, until = data.draw(windows(records))
@@ -96,15 +96,15 @@ def test_a_window_is_a_stable_sort_of_all_that_is_in_it(
             assert part.index.packets == len(segment)
             inside = window_of(segment, since, until)
             assert part.index.overlaps(since, until) or not inside
-        cutter = parts.cutter(since_ns=since, until_ns=until)
-        given_records = records_in(cut_all(cutter, parts.descriptors, max_bytes))
-        assert given_records == expected
+        cutter = parts.cutter(since_ns=since, until_ns=until, pcapng=pcapng)
+        cut = cut_all(cutter, parts.descriptors, max_bytes, pcapng=pcapng)
+        assert records_in(cut, pcapng=pcapng) == expected
         assert cutter.packets == len(expected)
         assert cutter.data_bytes == sum(len(each.data) for each in expected)
         assert cutter.skipped == 0
-        cutter = parts.cutter(since_ns=since, until_ns=until)
-        followed = records_in(follow_all(cutter, parts.segments, max_bytes))
-        assert followed == [
+        cutter = parts.cutter(since_ns=since, until_ns=until, pcapng=pcapng)
+        followed = follow_all(cutter, parts.segments, max_bytes)
+        assert records_in(followed, pcapng=pcapng) == [
             each for each in records if since <= each.timestamp_ns < until
         ]
 
