@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
+
 import pytest
 from blockbuster import blockbuster_ctx
 
@@ -18,4 +21,27 @@ def _the_loop_is_never_blocked():
         watched.functions["os.getcwd"].can_block_in(
             "ddump_merger/job.py", {"_progress"}
         )
+        yield
+
+
+@contextmanager
+def _zone(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", name)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.fixture
+def berlin():
+    """This process is in Berlin, in winter an hour ahead of Greenwich."""
+    with _zone("Europe/Berlin"):
+        yield
+
+
+@pytest.fixture
+def utc():
+    """This process is in Greenwich, without its summers."""
+    with _zone("UTC"):
         yield

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -23,16 +22,6 @@ def ns(text):
 
 
 NOW = ns("2026-11-22T14:08:30+00:00")
-
-
-@pytest.fixture
-def berlin(monkeypatch):
-    """This process is in Berlin."""
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.mark.parametrize(

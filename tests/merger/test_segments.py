@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import msgspec
 import pytest
@@ -16,6 +15,8 @@ from ddump_merger.segments import coverage_rows, segment_rows, show_segments
 from ddump_merger.target import parse_target
 from support.commands import environment, run
 from support.servers import answer, refusing_port, serving
+
+pytestmark = pytest.mark.usefixtures("utc")
 
 SECOND = 1_000_000_000
 NOW = 1_700_661_780 * SECOND  # 2023-11-22T14:03:00Z
@@ -44,16 +45,6 @@ SEGMENTS = Segments(
 )  # fmt: skip
 JSON = msgspec.json.encode(SEGMENTS)
 UTC = environment(TZ="UTC")
-
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch):
-    """This process is in Greenwich."""
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def test_segments():

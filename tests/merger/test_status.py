@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pty
-import time
 
 import msgspec
 import pytest
@@ -28,6 +27,8 @@ from ddump_merger.target import parse_target
 from support.certificates import Authority
 from support.commands import COMMAND, environment, run
 from support.servers import answer, refusing_port, serving, tls
+
+pytestmark = pytest.mark.usefixtures("utc")
 
 STATUS = Status(
     host="web1.example",
@@ -58,16 +59,6 @@ RING = RingInfo(
     limit_bytes=2_000_000_000, pinned_bytes=0, pinned_limit_bytes=0, dropped=3, lost=0,
     coverage=[IntervalInfo(begin_ns=NOW - 70 * 10**9, end_ns=NOW)],
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch):
-    """This process is in Greenwich."""
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def test_the_table():

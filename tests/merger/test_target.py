@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -312,16 +311,11 @@ def test_what_names_no_window_is_live():
         assert (target.live, target.follows) == (True, False)
 
 
-def test_a_time_in_a_url_is_local_to_who_writes_it(monkeypatch):
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    try:
-        target = parse_target(
-            "http://w?since=14:58&until=2023-11-22 15:03", QueryOptions(now_ns=NOW)
-        )
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+@pytest.mark.usefixtures("berlin")
+def test_a_time_in_a_url_is_local_to_who_writes_it():
+    target = parse_target(
+        "http://w?since=14:58&until=2023-11-22 15:03", QueryOptions(now_ns=NOW)
+    )
     assert target.url == f"http://w:8475/ring?{SINCE}&{UNTIL}"
 
 

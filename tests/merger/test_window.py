@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from ddump_common.api import RingQuery
@@ -17,17 +15,9 @@ from ddump_merger.window import (
     told_time,
 )
 
+pytestmark = pytest.mark.usefixtures("berlin")
+
 NOW = 1_700_661_780 * SECONDS  # 2023-11-22T14:03:00Z
-
-
-@pytest.fixture(autouse=True)
-def berlin(monkeypatch):
-    """This process is in Berlin, an hour ahead."""
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def ago(seconds):
