@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 
 from ddump_common.api import Link
 from ddump_common.pcap import LinkType, PcapHeader, Precision
-from ddump_common.pcapng import InterfaceDescription, SectionHeader
+from ddump_common.pcapng import SectionHeader
 
 from . import __version__
-from .target import HttpTarget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from .target import Target
 
 __all__ = ["OutputHeader", "choose_link_type", "fits", "is_micro", "link_type_name"]
 
@@ -27,31 +24,16 @@ _MICRO_MAGIC = (b"\xa1\xb2\xc3\xd4", b"\xd4\xc3\xb2\xa1")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputHeader:
-    """The bytes before the first packet: all that ever describes the inputs.
+    """The bytes that the output begins with; what interfaces it has comes later."""
 
-    In pcapng every target has an interface block from the start, of one link type and
-    snaplen, for that is what libpcap reads.
-    """
-
-    targets: Sequence[Target]
     pcapng: bool
     precision: Precision
 
     def serialize(self, link_type: int) -> bytes:
-        """Return the pcap file header, or the section header and interface blocks."""
-        if not self.pcapng:
-            return PcapHeader(link_type=link_type, precision=self.precision).serialize()
-        blocks = [SectionHeader(application=f"ddump {__version__}").serialize()]
-        for target in self.targets:
-            asked = target.query.filter if isinstance(target, HttpTarget) else ""
-            interface = InterfaceDescription(
-                link_type=link_type,
-                name=target.name,
-                filter_expression=asked,
-                precision=self.precision,
-            )
-            blocks.append(interface.serialize())
-        return b"".join(blocks)
+        """Return the pcap file header, or the section header."""
+        if self.pcapng:
+            return SectionHeader(application=f"ddump {__version__}").serialize()
+        return PcapHeader(link_type=link_type, precision=self.precision).serialize()
 
 
 def choose_link_type(link: Link | None, inputs: Sequence[int]) -> int:
