@@ -171,10 +171,10 @@ class PcapngStream:
         self.beats.append(beat)
 
 
-def read_stream(data: bytes, *, keep: bool = True) -> PcapngStream:
+def read_stream(data: bytes | bytearray, *, keep: bool = True) -> PcapngStream:
     """Return a whole stream that has ended cleanly."""
     stream = PcapngStream(keep=keep)
-    stream.receive_data(data)
+    stream.receive_data(bytes(data))
     stream.receive_eof()
     assert stream.ended is not None, "it has no last block"
     return stream
