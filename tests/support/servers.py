@@ -14,6 +14,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ddump_common.api import HEALTH_PATH
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
@@ -84,13 +86,17 @@ class Exchange:
 
 @dataclass(slots=True)
 class Server:
-    """A server that runs: where it listens, and what it was asked."""
+    """A server that runs: where it listens, and what it was asked.
+
+    ``health`` are requests for the time, which are answered with 404 and not counted.
+    """
 
     port: int
     scheme: str = "http"
     host: str = "127.0.0.1"
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
+    health: list[Request] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -99,20 +105,33 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def serving(
-    script: Script, *, context: ssl.SSLContext | None = None
+    script: Script,
+    *,
+    context: ssl.SSLContext | None = None,
+    port: int = 0,
+    tells_time: bool = False,
 ) -> AsyncIterator[Server]:
-    """Serve on a free port of 127.0.0.1; a script that fails fails the test."""
+    """Serve on a port of 127.0.0.1, a free one; a script that fails fails the test.
+
+    One that ``tells_time`` gets the requests for it as well.
+    """
     failures: list[BaseException] = []
     tasks: set[asyncio.Task] = set()
 
     async def handle(reader, writer) -> None:
-        server.connections += 1
         tasks.add(asyncio.current_task())
+        server.connections += 1
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             request = _parse(head)
+            exchange = Exchange(request, reader, writer)
+            if request.target.endswith(HEALTH_PATH) and not tells_time:
+                server.connections -= 1
+                server.health.append(request)
+                await exchange.answer("404 Not Found")
+                return
             server.requests.append(request)
-            await script(Exchange(request, reader, writer))
+            await script(exchange)
         except (*_CLOSED, asyncio.CancelledError):
             pass  # the client has gone, or the test is over
         except Exception as exc:  # noqa: BLE001  # shown when the server ends
@@ -123,7 +142,7 @@ async def serving(
             with contextlib.suppress(*_CLOSED):
                 await writer.wait_closed()
 
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    listener = await asyncio.start_server(handle, "127.0.0.1", port, ssl=context)
     port = listener.sockets[0].getsockname()[1]
     server = Server(port, "http" if context is None else "https")
     try:

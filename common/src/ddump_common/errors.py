@@ -140,12 +140,15 @@ class UnreachableError(PeerError):
 class RefusedError(PeerError):
     """The other side answered, but not with a capture.
 
-    ``status`` is the HTTP status.
+    ``status`` is the HTTP status; ``retry_after_ns`` how long it asks to be left alone.
     """
 
-    def __init__(self, message: str, *, status: int, hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, status: int, hint: str = "", retry_after_ns: int = 0
+    ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+        self.retry_after_ns = retry_after_ns
 
 
 class BrokenStreamError(PeerError):

@@ -249,6 +249,12 @@ class Merge:
     def counters(self, i: int) -> Counters:
         """Return what became of the packets of input ``i``."""
 
+    def received(self, i: int) -> int:
+        """Return how many packets of input ``i`` have come, released or not.
+
+        Those that were left out are not among them.
+        """
+
     @property
     def done(self) -> bool:
         """Whether nothing will ever come out any more."""

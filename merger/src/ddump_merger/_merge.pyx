@@ -487,6 +487,10 @@ cdef class Merge:
             input.reader.backwards,
         )
 
+    def received(self, Py_ssize_t i):
+        cdef Input *input = self.at(i)
+        return input.packets + queue_count(&input.reader.queue)
+
     @property
     def done(self):
         return self.exhausted() or not (self.open_count or self.heads.count)

@@ -1,6 +1,6 @@
 """Moves streams that are silent, so that they do not hold the others back for long.
 
-The clock moves only live streams, which deliver what happens now: one that was silent for
+The clock moves only live streams that send no heartbeats: one that was silent for
 ``hold`` cannot hold the others back by more than that. While nobody listened, for the
 sink was full or this process slept, silence means nothing, and counts from anew.
 """
@@ -114,7 +114,11 @@ class Clock:
         open_lanes = [lane for lane in self._lanes if not lane.ended]
         live = [lane for lane in open_lanes if lane.live]
         flows = any(lane.state is LaneState.OPEN for lane in live)
-        live = [lane for lane in live if not lane.ahead]
+        live = [
+            lane
+            for lane in live
+            if not (lane.ahead or lane.trusted or lane.state is LaneState.BROKEN)
+        ]
         if flows:
             return live + [
                 lane

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddump_common.api import Link
 from ddump_common.errors import ExitCode, UsageError
 from ddump_common.pcap import Precision
 
@@ -35,11 +36,11 @@ from .target import HttpTarget
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
-    from .account import Account
     from .config import Config
     from .progress import Progress
+    from .reconnect import Peer
     from .source import Source
     from .target import FileTarget
 
@@ -83,8 +84,7 @@ def _prepare(config: Config, reporter: Reporter) -> ExitCode:
 def _import_parts(config: Config) -> None:
     """Import what this run needs and others do not, before the loop would wait for it."""
     if config.http_targets:
-        importlib.import_module(".stream", __package__)
-        importlib.import_module(".account", __package__)
+        importlib.import_module(".peer", __package__)
     if _shows_table(config):
         importlib.import_module(".progress", __package__)
 
@@ -102,82 +102,52 @@ async def _run(
             disorder_ns=config.disorder_ns,
             pcapng=config.pcapng,
             nano=precision is Precision.NANO,
+            per_interface=config.pcapng and config.link is Link.SLL2,
             max_packets=config.count,
         )
-        lanes = await _open_lanes(config, merge, context, stack)
+        lanes, peers = await _open_lanes(config, merge, context, stack)
         reporter.watch(lanes, merge.counters)
         sink = Sink(output)
-        header = OutputHeader(
-            targets=config.targets, pcapng=config.pcapng, precision=precision
-        )
-        ask, settle = _accountants(config)
+        header = OutputHeader(pcapng=config.pcapng, precision=precision)
+        fanin = Fanin(config, merge, lanes, sink, header, peers=peers)
+        progress = _progress(config, lanes, merge)
+        _stop_on_signals(fanin, progress)
         async with asyncio.TaskGroup() as tasks:
-            accounted: set[int] = set()
-
-            def account(lane: Lane) -> None:
-                """Ask what was dropped of the lane, once: at its end or at ours."""
-                # What a live stream dropped is shown, what a window lacks also counts.
-                if (
-                    config.quiet
-                    and isinstance(lane.target, HttpTarget)
-                    and lane.target.live
-                ):
-                    return
-                if lane.index not in accounted:
-                    accounted.add(lane.index)
-                    tasks.create_task(settle(lane), name=f"account {lane.name}")
-
-            fanin = Fanin(config, merge, lanes, sink, header, on_end=account, ask=ask)
-            progress = _progress(config, lanes, merge)
-            _stop_on_signals(fanin, progress)
             shown = None if progress is None else tasks.create_task(progress.run())
             await fanin.run()
             await sink.close()
             if shown is not None:
                 shown.cancel()
-            for lane in lanes:
-                account(lane)
     if not config.quiet:
         for line in summary_lines(lanes, merge):
             say(line)
     return exit_code(lanes)
 
 
-async def _no_account(_: Lane) -> None:
-    """Ask nobody: a file has no worker."""
-
-
-def _accountants(
-    config: Config,
-) -> tuple[
-    Callable[[Lane], Coroutine[None, None, Account | None]],
-    Callable[[Lane], Coroutine[None, None, None]],
-]:
-    """Return what asks a worker of a stream, and what notes what was lost of it."""
-    if not config.http_targets:
-        return _no_account, _no_account
-    from .account import ask, settle
-
-    return ask, settle
-
-
 async def _open_lanes(
     config: Config, merge: Merge, context: ssl.SSLContext | None, stack: AsyncExitStack
-) -> list[Lane]:
-    """Return a lane per target, in their order; nothing is opened yet."""
+) -> tuple[list[Lane], dict[int, Peer]]:
+    """Return a lane per target, in their order, and those workers that there are.
+
+    Nothing is opened yet.
+    """
     sources: dict[str, Source] = {}
+    workers: dict[str, Peer] = {}
     if config.file_targets:
         reader = stack.enter_context(_file_reader(config))
         for file in config.file_targets:
             sources[file.name] = FileSource(file, reader)
     if config.http_targets:
-        from .stream import HttpSource, open_session
+        from .peer import HttpPeer
+        from .stream import open_session
 
         session = await stack.enter_async_context(open_session(context))
         for worker in config.http_targets:
-            sources[worker.name] = HttpSource(
+            peer = HttpPeer(
                 worker, session, connect_timeout_ns=config.connect_timeout_ns
             )
+            sources[worker.name] = peer.stream(worker)
+            workers[worker.name] = peer
     now = asyncio.get_running_loop().time()
     lanes = []
     for index, target in enumerate(config.targets):
@@ -192,7 +162,8 @@ async def _open_lanes(
                 heard=now,
             )
         )
-    return lanes
+    peers = {lane.index: workers[lane.name] for lane in lanes if lane.name in workers}
+    return lanes, peers
 
 
 def _file_reader(config: Config) -> FileReader:

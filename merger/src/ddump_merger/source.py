@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from ddump_common.window import WindowReport
 
-    from .target import FileTarget
+    from .skew import Skew
+    from .target import FileTarget, Target
 
     T = TypeVar("T")
 
@@ -38,8 +39,28 @@ class Source(Protocol):
     """Where one target's bytes come from."""
 
     @property
+    def target(self) -> Target:
+        """What it reads."""
+
+    @property
     def window(self) -> WindowReport | None:
         """What of the window that was asked for there is, when it was told."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it promises heartbeats."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it says beforehand how long it is."""
+
+    @property
+    def host(self) -> str:
+        """What its host calls itself; empty when that is not told."""
+
+    @property
+    def sample(self) -> Skew | None:
+        """What its answer tells of its clock."""
 
     async def open(self) -> None:
         """Get ready to be read.
@@ -112,19 +133,20 @@ class FileReader:
 
 
 class FileSource:
-    """A capture file, a pipe, or standard input."""
+    """A capture file, a pipe, or standard input: nobody tells anything beside it."""
+
+    window = None
+    trusted = False
+    bounded = False
+    host = ""
+    sample = None
 
     def __init__(self, target: FileTarget, reader: FileReader) -> None:
-        self._target = target
+        self.target = target
         self._reader = reader
         self._fd = -1
         self._may_block = True
         self._reading: asyncio.Future[bytes | None] | None = None
-
-    @property
-    def window(self) -> None:
-        """Nobody tells what a file has not."""
-        return
 
     async def open(self) -> None:
         """Open the file.
@@ -143,10 +165,10 @@ class FileSource:
             raise UnreachableError(reason, hint=hint) from exc
 
     def _open(self) -> int:
-        if self._target.is_standard_input:
+        if self.target.is_standard_input:
             return os.dup(_STDIN)
         # A FIFO without a writer would hold the thread in open(2) for ever.
-        fd = os.open(self._target.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(self.target.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(fd, True)
         return fd
 

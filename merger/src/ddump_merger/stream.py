@@ -25,6 +25,7 @@ from yarl import URL
 
 from ddump_common.answers import Problem
 from ddump_common.api import (
+    HOST_HEADER,
     MEDIA_TYPE_PCAP,
     MEDIA_TYPE_PCAPNG,
     MEDIA_TYPE_PROBLEM,
@@ -43,6 +44,7 @@ from ddump_common.window import WindowReport
 
 from . import __version__
 from .resolver import Resolver
+from .skew import Stopwatch, tracing
 from .window import told_outside
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
     from aiohttp import AddrInfoType
 
+    from .skew import Skew
     from .target import HttpTarget
 
 __all__ = ["HttpSource", "fetch", "open_session"]
@@ -58,6 +61,9 @@ logger = logging.getLogger(__name__)
 
 # What a connection may break with; the last is not a ClientError.
 _BROKEN = (aiohttp.ClientError, OSError, aiohttp.http.HttpProcessingError)
+
+# pcapng carries heartbeats; a server that has only the other is as welcome.
+_ACCEPT = f"{MEDIA_TYPE_PCAPNG}, {MEDIA_TYPE_PCAP};q=0.5"
 
 # What servers call a capture. A server without a table of types sends none or octets.
 _CAPTURE_TYPES = {MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG, "application/octet-stream", ""}
@@ -98,6 +104,7 @@ def open_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=_READ_BUFFER_BYTES,
         headers={"User-Agent": f"ddump/{__version__}", "Accept-Encoding": "identity"},
+        trace_configs=[tracing()],
     )
 
 
@@ -113,7 +120,13 @@ def _socket(address: AddrInfoType) -> socket.socket:
 
 
 class HttpSource:
-    """The stream that one worker answers with."""
+    """The stream that one worker answers with.
+
+    What the answer tells is known once it is open. ``trusted`` is whether it promises
+    heartbeats, ``bounded`` whether it said how long it is. ``host`` is what the worker
+    calls itself, ``sample`` what its answer tells of its clock, ``window`` what of the
+    window that was asked for it has.
+    """
 
     def __init__(
         self,
@@ -124,10 +137,11 @@ class HttpSource:
     ) -> None:
         self.target = target
         self.session = session
-        self.number: int | None = None
-        """What the worker calls this stream in its status."""
+        self.trusted = False
+        self.bounded = False
+        self.host = ""
+        self.sample: Skew | None = None
         self.window: WindowReport | None = None
-        """What of the window that was asked for the worker has."""
         self._connect_timeout_ns = connect_timeout_ns
         self._response: aiohttp.ClientResponse | None = None
 
@@ -139,12 +153,14 @@ class HttpSource:
             RefusedError: the answer is not a capture.
 
         """
+        stopwatch = Stopwatch()
         response = await _get(
             self.target,
             self.target.url,
             self.session,
-            accept=MEDIA_TYPE_PCAP,
+            accept=_ACCEPT,
             timeout_ns=self._connect_timeout_ns,
+            stopwatch=stopwatch,
         )
         try:
             _check_type(response)
@@ -152,7 +168,10 @@ class HttpSource:
             response.close()
             raise
         self._response = response
-        self.number = _stream_number(response)
+        self.trusted = _is_trusted(response)
+        self.bounded = response.content_length is not None
+        self.host = _one_line(response.headers.get(HOST_HEADER, ""))
+        self.sample = stopwatch.skew(response)
         self.window = _window_report(response, self.target)
         _watch_connection(response)
 
@@ -199,9 +218,17 @@ class HttpSource:
             self._response = None
 
 
-def _stream_number(response: aiohttp.ClientResponse) -> int | None:
+def _is_trusted(response: aiohttp.ClientResponse) -> bool:
+    """Whether a worker of ours answers, with a stream that has heartbeats."""
     number = response.headers.get(STREAM_HEADER, "")
-    return int(number) if re.fullmatch("[0-9]{1,18}", number, re.ASCII) else None
+    return _media_type(response) == MEDIA_TYPE_PCAPNG and bool(
+        re.fullmatch("[0-9]{1,18}", number, re.ASCII)
+    )
+
+
+def _media_type(response: aiohttp.ClientResponse) -> str:
+    content_type = response.headers.get("Content-Type", "")
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _window_report(
@@ -284,6 +311,7 @@ async def _get(
     *,
     accept: str,
     timeout_ns: int,
+    stopwatch: Stopwatch | None = None,
 ) -> aiohttp.ClientResponse:
     """Return a response with status 200, its body unread."""
     headers = {"Accept": accept}
@@ -292,7 +320,10 @@ async def _get(
     with _map_exceptions(target, timeout_ns=timeout_ns):
         async with asyncio.timeout(timeout_ns / SECONDS):
             response = await session.get(
-                URL(url, encoded=True), headers=headers, allow_redirects=False
+                URL(url, encoded=True),
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=stopwatch,
             )
             if response.status == HTTPStatus.OK:
                 return response
@@ -397,8 +428,7 @@ def _check_type(response: aiohttp.ClientResponse) -> None:
             f"the answer is encoded as {_one_line(encoding)}, which was not asked for",
             status=response.status,
         )
-    content_type = response.headers.get("Content-Type", "")
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = _media_type(response)
     if media_type not in _CAPTURE_TYPES:
         raise RefusedError(
             f"the answer is {_one_line(media_type)}, not a capture",
@@ -417,6 +447,7 @@ def _refusal(
     ):
         return outside
     reason = _phrase(status, response.reason)
+    retry_after_ns = _retry_after_ns(response)
     if 300 <= status < 400:
         location = _without_userinfo(response.headers.get("Location", "nowhere"))
         return RefusedError(
@@ -431,14 +462,28 @@ def _refusal(
             parts.insert(0, problem.parameter)
         text = ": ".join(_one_line(part) for part in parts if part)
         return RefusedError(
-            f"{status}: {text or reason}", status=status, hint=_one_line(problem.hint)
+            f"{status}: {text or reason}",
+            status=status,
+            hint=_one_line(problem.hint),
+            retry_after_ns=retry_after_ns,
         )
     hints = {
         401: "see --user and --token-file",
         403: "the credentials are not enough",
         404: "is the path right? a worker has /capture and /ring",
     }
-    return RefusedError(reason, status=status, hint=hints.get(status, ""))
+    return RefusedError(
+        reason,
+        status=status,
+        hint=hints.get(status, ""),
+        retry_after_ns=retry_after_ns,
+    )
+
+
+def _retry_after_ns(response: aiohttp.ClientResponse) -> int:
+    """Return how long a server asks to be left alone; a date (RFC 9110) is not read."""
+    value = response.headers.get("Retry-After", "").strip()
+    return int(value) * SECONDS if re.fullmatch("[0-9]{1,9}", value, re.ASCII) else 0
 
 
 def _outside(
@@ -462,8 +507,7 @@ def _outside(
 
 
 def _problem(response: aiohttp.ClientResponse, body: bytes) -> Problem | None:
-    media_type = response.headers.get("Content-Type", "").partition(";")[0]
-    if media_type.strip().lower() != MEDIA_TYPE_PROBLEM:
+    if _media_type(response) != MEDIA_TYPE_PROBLEM:
         return None
     try:
         return msgspec.json.decode(body, type=Problem)

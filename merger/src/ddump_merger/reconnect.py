@@ -1,0 +1,228 @@
+"""How a target is opened, and opened again after a break: tries, the ring, the seam.
+
+A worker's ring has what its stream would have brought meanwhile. It is asked for all
+since the last promise; what had come of that already is known by the tail of the stream
+and left out, packet by packet. So both edges join, and a broken network costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from ddump_common.api import Link
+from ddump_common.errors import RefusedError, UnreachableError
+from ddump_common.units import MILLISECONDS, SECONDS
+
+from .backoff import Backoff
+from .lane import LaneState
+from .resume import keeps, resumed, started_anew
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ddump_common.answers import RingInfo
+    from ddump_common.errors import BrokenStreamError
+
+    from ._merge import Seam
+    from .inlet import Inlet
+    from .lane import Lane
+    from .skew import Skew
+    from .source import Source
+    from .stretch import Stretch
+    from .target import HttpTarget
+
+__all__ = ["Peer", "Reconnect"]
+
+logger = logging.getLogger(__name__)
+
+# What a worker, or the proxy before it, answers while it comes back.
+_TRANSIENT = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+
+# A ring that looks through its past for longer says with its answer what it lacks.
+_LONGEST_ADOPTION_NS = 15 * SECONDS
+_ADOPTION_PAUSE_NS = 500 * MILLISECONDS
+
+
+class Peer(Protocol):
+    """A worker as it is asked beside its first stream."""
+
+    @property
+    def target(self) -> HttpTarget:
+        """What it was named by."""
+
+    def stream(self, target: HttpTarget) -> Source:
+        """Return another stream of the worker's; it is not open yet."""
+
+    async def skew(self) -> Skew | None:
+        """Return how far its clock is from ours; ``None`` when that is not known."""
+
+    async def names(self) -> Mapping[int, str]:
+        """Return the names of its interfaces by index, as far as they are known."""
+
+    async def ring(self) -> RingInfo | None:
+        """Return what it says of its ring; ``None`` when it has none, or does not tell.
+
+        Raises:
+            UnreachableError: it does not answer.
+
+        """
+
+
+class Reconnect:
+    """Opens the sources of one lane."""
+
+    def __init__(
+        self, lane: Lane, inlet: Inlet, peer: Peer | None, stretch: Stretch
+    ) -> None:
+        self._lane = lane
+        self._inlet = inlet
+        self._merge = inlet.merge
+        self._peer = peer
+        self._stretch = stretch
+        self._backoff = Backoff()
+        self._loop = asyncio.get_running_loop()
+        self._opened = 0.0
+        self._adopted_by: float | None = None
+
+    def _is_possible(self, target: HttpTarget) -> bool:
+        """Whether a stream that broke is gone on with."""
+        config, source = self._inlet.config, self._lane.source
+        return (
+            config.reconnect
+            and not config.fail_fast
+            and (target.live or target.follows)
+            and self._lane.has_header
+            and (source.trusted or not source.bounded)
+        )
+
+    async def open(self) -> None:
+        """Open the lane's source for the first time.
+
+        Raises:
+            PeerError: it cannot be opened, and why.
+
+        """
+        lane, config = self._lane, self._inlet.config
+        if self._peer is not None:
+            self._stretch.measured(await self._peer.skew())
+            if config.pcapng and config.link is Link.SLL2:
+                lane.interfaces = await self._peer.names()
+        await lane.source.open()
+        self._begin()
+        logger.info("%s: opened", lane.name)
+        self._stretch.tell_gaps()
+        # Nobody can tell when it has caught up.
+        lane.live = lane.live or (lane.follows and not lane.trusted)
+
+    def _begin(self) -> None:
+        lane = self._lane
+        lane.state = LaneState.OPEN
+        self._opened = lane.heard = self._loop.time()
+        self._stretch.begin()
+
+    async def go_on(self, reason: BrokenStreamError) -> bool:
+        """Try until the lane has a stream again; return whether there is one to come.
+
+        Cancelling it leaves the lane without one. What broke was read to its end.
+
+        Raises:
+            PeerError: it refuses for good, or ``reason``: it is not to be tried again.
+
+        """
+        lane, stretch, peer = self._lane, self._stretch, self._peer
+        if peer is None or not self._is_possible(peer.target):
+            raise reason
+        self._backoff.reset(lived_ns=int((self._loop.time() - self._opened) * SECONDS))
+        lane.state = LaneState.BROKEN
+        lane.source.close()
+        stretch.stop(reason)
+        self._inlet.wake.set()
+        self._adopted_by = None
+        seam = await stretch.seam()
+        asked_ns = 0
+        while True:
+            await asyncio.sleep(self._backoff.next_ns(asked_ns=asked_ns) / SECONDS)
+            try:
+                return await self._try(peer, seam)
+            except UnreachableError as exc:
+                logger.info("%s: %s", lane.name, exc)
+                asked_ns = 0
+            except RefusedError as exc:
+                if exc.status not in _TRANSIENT:
+                    raise
+                logger.info("%s: %s", lane.name, exc)
+                asked_ns = exc.retry_after_ns
+
+    async def _try(self, peer: Peer, seam: Seam | None) -> bool:
+        lane, stretch, target = self._lane, self._stretch, peer.target
+        ring = await self._ring(peer) if lane.source.trusted else None
+        if lane.skew is not None:
+            stretch.measured(await peer.skew())
+        if keeps(ring, target.query):
+            position = stretch.position(again=0 if seam is None else len(seam))
+            asked = resumed(target, position, now_ns=stretch.present_ns())
+            if asked is None:
+                stretch.over(filled=True)
+                return False
+            if (source := await self._open_ring(peer.stream(asked))) is not None:
+                stretch.reopen(source, seam=seam)
+                self._begin()
+                stretch.refill()
+                return True
+        position = stretch.position(again=0)
+        asked = started_anew(target, position, now_ns=stretch.present_ns())
+        if asked is None:
+            stretch.over(filled=False)
+            return False
+        source = peer.stream(asked)
+        await source.open()
+        stretch.reopen(source, seam=None)
+        self._begin()
+        stretch.lose()
+        return True
+
+    async def _ring(self, peer: Peer) -> RingInfo | None:
+        """Return what the worker says of its ring, once it has looked through its past.
+
+        Raises:
+            UnreachableError: as the peer's.
+
+        """
+        if self._adopted_by is None:
+            self._adopted_by = self._loop.time() + _LONGEST_ADOPTION_NS / SECONDS
+        while True:
+            ring = await peer.ring()
+            if ring is None or not ring.adopting:
+                return ring
+            if self._loop.time() >= self._adopted_by:
+                return ring
+            await asyncio.sleep(_ADOPTION_PAUSE_NS / SECONDS)
+
+    async def _open_ring(self, source: Source) -> Source | None:
+        """Open a stream of the ring; ``None`` when there is none of it.
+
+        Raises:
+            PeerError: there may be one later.
+
+        """
+        try:
+            await source.open()
+        except RefusedError as exc:
+            # A worker is busy with other windows: its stream goes on without.
+            busy = exc.status == HTTPStatus.SERVICE_UNAVAILABLE
+            if exc.status in _TRANSIENT and not busy:
+                raise
+            logger.warning("%s: its ring: %s", self._lane.name, exc)
+            return None
+        return source

@@ -1,0 +1,120 @@
+"""Going on after a break: what a target is asked for then. Pure.
+
+Of a worker that keeps a ring all is asked for that came since its last promise, and what
+comes from then on. Of any other, what comes from now on, as it was asked before. Limits
+go on from where they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ddump_common.api import RING_PATH, CaptureQuery, Link, RingQuery
+
+if TYPE_CHECKING:
+    from ddump_common.answers import RingInfo
+
+    from .target import HttpTarget
+
+__all__ = ["Position", "keeps", "resumed", "started_anew"]
+
+_RECORDING = "recording"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far a target had come when its stream broke; times are by its clock.
+
+    It was opened at ``opened_ns``, and all of before ``since_ns`` has come. ``packets``
+    have come in all, with ``octets`` of data at least; up to ``again`` of them, and
+    ``again_octets``, will come once more from a ring.
+    """
+
+    opened_ns: int
+    since_ns: int
+    packets: int
+    octets: int
+    again: int = 0
+    again_octets: int = 0
+
+
+def keeps(ring: RingInfo | None, query: CaptureQuery) -> bool:
+    """Return whether a ring has all that a stream would have brought, while it lasts."""
+    if ring is None or ring.state != _RECORDING or ring.partial:
+        return False
+    # An index is only in SLL2.
+    return not query.interfaces or ring.link == Link.SLL2.value
+
+
+def resumed(
+    target: HttpTarget, position: Position, *, now_ns: int
+) -> HttpTarget | None:
+    """Return what to ask the ring of a target for; ``None`` when nothing is left.
+
+    ``now_ns`` is the present of its worker.
+    """
+    query = target.query
+    packets = _left(query.packets, position.packets, again=position.again)
+    octets = _left(query.bytes, position.octets, again=position.again_octets)
+    until_ns = _until_ns(query, position)
+    if packets == 0 or octets == 0:
+        return None
+    if until_ns is not None and until_ns <= position.since_ns:
+        return None
+    asked = RingQuery(
+        filter=query.filter,
+        interfaces=query.interfaces,
+        snaplen=query.snaplen,
+        packets=packets,
+        bytes=octets,
+        idle_ns=query.idle_ns,
+        link=query.link,
+        precision=query.precision,
+        since_ns=position.since_ns,
+        until_ns=until_ns,
+        follow=until_ns is None or until_ns > now_ns,
+    )
+    prefix = target.path.rpartition("/")[0]
+    return replace(target, path=prefix + RING_PATH, query=asked)
+
+
+def started_anew(
+    target: HttpTarget, position: Position, *, now_ns: int
+) -> HttpTarget | None:
+    """Return what to ask a target for from now on; ``None`` when nothing is left.
+
+    ``now_ns`` is the present of its worker.
+    """
+    query = target.query
+    packets = _left(query.packets, position.packets, again=0)
+    octets = _left(query.bytes, position.octets, again=0)
+    until_ns = _until_ns(query, position)
+    if packets == 0 or octets == 0 or (until_ns is not None and until_ns <= now_ns):
+        return None
+    if isinstance(query, RingQuery):
+        asked: CaptureQuery = replace(
+            query, packets=packets, bytes=octets, duration_ns=None,
+            since_ns=now_ns, until_ns=until_ns,
+        )  # fmt: skip
+    else:
+        duration_ns = None if until_ns is None else until_ns - now_ns
+        asked = replace(query, packets=packets, bytes=octets, duration_ns=duration_ns)
+    return replace(target, query=asked)
+
+
+def _left(limit: int | None, come: int, *, again: int) -> int | None:
+    """Return what is left of a limit, given that some of what has come will come again."""
+    if limit is None:
+        return None
+    return limit - come + again if come < limit else 0
+
+
+def _until_ns(query: CaptureQuery, position: Position) -> int | None:
+    """Return when the stream ends that was asked for at first."""
+    ends = []
+    if query.duration_ns is not None:
+        ends.append(position.opened_ns + query.duration_ns)
+    if isinstance(query, RingQuery) and query.until_ns is not None:
+        ends.append(query.until_ns)
+    return min(ends, default=None)

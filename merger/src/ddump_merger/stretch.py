@@ -1,0 +1,309 @@
+"""What is known of a lane's stream while it is read: one stretch from open to break.
+
+Here the heartbeats of a trusted stream become what a person is told: what was lost, and
+where; and what the next stretch needs to go on where this one broke.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from ddump_common.errors import FormatError
+from ddump_common.units import format_duration
+
+from ._merge import Seam
+from .books import Books
+from .config import ClockMode
+from .heartbeats import PATIENCE_NS, Heartbeats
+from .outages import Outages
+from .resume import Position
+from .tail import Tail
+from .target import HttpTarget
+from .window import told_gaps
+
+if TYPE_CHECKING:
+    from ddump_common.errors import BrokenStreamError
+    from ddump_common.note import EndReason
+
+    from .counters import Heartbeat
+    from .inlet import Inlet
+    from .lane import Lane
+    from .skew import Skew
+    from .source import Source
+
+__all__ = ["Stretch"]
+
+logger = logging.getLogger(__name__)
+
+# What the merge can shift by; a clock that is 146 years wrong is none.
+_MAX_SHIFT_NS = 1 << 62
+
+
+class Stretch:
+    """The streams of ``lane``, one after the other.
+
+    ``follows`` is whether the one that is read now goes on out of a ring,
+    ``suspended`` whether the merge does not wait for it, ``opened_ns`` when the first
+    was opened, by its worker's clock.
+    """
+
+    def __init__(self, lane: Lane, inlet: Inlet) -> None:
+        self.follows = lane.follows
+        self.suspended = False
+        self.opened_ns = 0
+        self.outages = Outages(
+            lane,
+            refilled=lambda: inlet.merge.counters(lane.index).refilled,
+            now_ns=inlet.clock_ns,
+        )
+        self.tails: list[Tail] = []
+        self._lane = lane
+        self._inlet = inlet
+        self._merge = inlet.merge
+        self._books = Books()
+        self._heartbeats: Heartbeats | None = None
+        self._since_ns: int | None = None
+        self._asked_since_ns = 0
+        self._exact = True
+        self._said_missing = False
+        self._said_overdelivered = False
+        self._said_skew = False
+
+    @property
+    def promised_ns(self) -> int | None:
+        """The last promise of the stream, by its worker's clock."""
+        last = None if self._heartbeats is None else self._heartbeats.last
+        return None if last is None else last.promised_ns
+
+    @property
+    def end(self) -> EndReason | None:
+        """Why the stream ended, as its worker says."""
+        return None if self._heartbeats is None else self._heartbeats.end
+
+    def present_ns(self) -> int:
+        """Return what the worker's clock shows now, as far as is known."""
+        skew = self._lane.skew
+        return self._inlet.clock_ns() + (0 if skew is None else skew.offset_ns)
+
+    # The life of a stream
+
+    def begin(self) -> None:
+        """Begin with the lane's source, which was opened, or opened anew."""
+        lane, source = self._lane, self._lane.source
+        lane.trusted = source.trusted
+        lane.host = source.host or lane.host
+        known = [each for each in (lane.skew, source.sample) if each is not None]
+        self._note_skew(min(known, key=lambda each: each.error_ns, default=None))
+        if self._since_ns is None:
+            self.opened_ns = self._since_ns = self.present_ns()
+        self._heartbeats = None
+        if lane.trusted:
+            self._merge.trust(lane.index)
+            if self._keeps_tails:
+                self.tails.append(Tail(self._inlet.config.buffer_bytes))
+            self._heartbeats = Heartbeats(
+                self._merge, lane.index, books=self._books, tails=self.tails
+            )
+
+    @property
+    def _keeps_tails(self) -> bool:
+        """Whether it may be gone on with out of a ring."""
+        target = self._lane.target
+        return self._inlet.config.reconnect and (
+            isinstance(target, HttpTarget) and (target.live or target.follows)
+        )
+
+    def receive_data(self, data: bytes, *, seconds: float) -> None:
+        """See what is told by bytes that the merge was given."""
+        heartbeats = self._heartbeats
+        if heartbeats is not None:
+            heartbeat = heartbeats.receive_data(data, seconds=seconds)
+            if heartbeat is not None:
+                self._learn(heartbeat)
+            elif heartbeats.withheld and self._lane.trusted:
+                self._distrust()
+        if self.suspended:
+            self._see_whether_back()
+
+    def stop(self, reason: BrokenStreamError) -> None:
+        """End the stream: it broke. The merge does not wait for the lane any more."""
+        index = self._lane.index
+        _, _, newest_ns = self._merge.progress(index)
+        if self.promised_ns is not None:
+            self._since_ns = self.promised_ns
+        elif not self._lane.source.trusted and newest_ns >= 0:
+            self._since_ns = newest_ns
+        self._books.close()
+        self._merge.suspend(index)
+        self.suspended = True
+        self.outages.begin(begin_ns=self._since_ns or 0, reason=f"{reason}")
+
+    async def seam(self) -> Seam | None:
+        """Return what has come already of what a ring will be asked for.
+
+        ``None`` when there is no telling: then it is asked for what is later than all
+        that has come. Cancelling it loses nothing.
+        """
+        since_ns = max(self._since_ns or 0, *(each.since_ns for each in self.tails), 0)
+        self._exact = all(each.exact for each in self.tails)
+        self._asked_since_ns = since_ns
+        seam = Seam(since_ns)
+        try:
+            for tail in self.tails:
+                for piece in tail.pieces():
+                    seam.receive_data(piece)
+                    await asyncio.sleep(0)  # there may be much of it
+        except FormatError as exc:
+            logger.warning(
+                "%s: what came last cannot be joined: %s", self._lane.name, exc
+            )
+            self._exact = False
+            newest_ns = max(each.newest_ns for each in self.tails)
+            self._asked_since_ns = max(since_ns, newest_ns + 1)
+            return None
+        return seam
+
+    def position(self, *, again: int) -> Position:
+        """Return where the lane is, when ``again`` of its packets are to come again."""
+        return Position(
+            opened_ns=self.opened_ns,
+            since_ns=self._asked_since_ns,
+            packets=self._merge.received(self._lane.index),
+            octets=self._merge.counters(self._lane.index).octets,
+            again=again,
+            again_octets=sum(map(len, self.tails)),
+        )
+
+    def reopen(self, source: Source, *, seam: Seam | None) -> None:
+        """Have the merge take another stream for the lane's: ``source`` is open."""
+        lane = self._lane
+        lane.source = source
+        target = source.target
+        self.follows = isinstance(target, HttpTarget) and target.follows
+        self._merge.reopen(lane.index, since_ns=self._asked_since_ns, seam=seam)
+        self._merge.limit(
+            lane.index, self._inlet.config.buffer_bytes, live=not self.follows
+        )
+
+    def refill(self) -> None:
+        """Say that the stream, which has begun, brings what came during the outage."""
+        source, index = self._lane.source, self._lane.index
+        now_ns = self.present_ns()
+        self._merge.refill(index, now_ns)
+        window = source.window
+        complete = source.trusted and window is not None and window.complete
+        self.outages.refill(end_ns=now_ns, exact=self._exact and complete)
+        if not source.trusted:
+            self.outages.settle(end_ns=now_ns, filled=False)
+
+    def lose(self) -> None:
+        """Say that the stream, which has begun, brings nothing of the outage."""
+        self.tails = self.tails[-1:] if self._lane.trusted else []
+        if self._heartbeats is not None:
+            self._heartbeats.tails = self.tails
+        if not self._lane.trusted:
+            self.outages.settle(end_ns=self.present_ns(), filled=False)
+
+    def over(self, *, filled: bool) -> None:
+        """Say that nothing more is to come; ``filled`` is whether nothing was to."""
+        self.outages.settle(end_ns=self.present_ns(), filled=filled)
+
+    def finish(self) -> None:
+        """End the stream: it ended as it should."""
+        if self.outages.open:
+            # What a heartbeat would have told is told by the end.
+            end_ns = self.outages.last.end_ns or self.present_ns()
+            self.outages.check(end_ns, self._books.current)
+
+    # What is learned
+
+    def measured(self, skew: Skew | None) -> None:
+        """Take a new measurement of the worker's clock."""
+        self._note_skew(skew or self._lane.skew)
+
+    def _note_skew(self, skew: Skew | None) -> None:
+        lane = self._lane
+        lane.skew = skew
+        if skew is None:
+            return
+        if skew.notable and not self._said_skew:
+            self._said_skew = True
+            logger.warning("%s: its clock is %s from ours", lane.name, skew)
+        if self._inlet.config.clock is ClockMode.CORRECT and skew.certain:
+            lane.shift_ns = max(min(-skew.offset_ns, _MAX_SHIFT_NS), -_MAX_SHIFT_NS)
+            self._merge.shift(lane.index, lane.shift_ns)
+
+    def tell_gaps(self) -> None:
+        """Say what the ring lacks of the window that was asked for."""
+        lane = self._lane
+        lane.window = lane.source.window
+        if lane.window is None:
+            return
+        told = told_gaps(lane.window, now_ns=self._inlet.clock_ns())
+        if told:
+            logger.error("%s: %s", lane.name, told)
+            self._inlet.lose(lane, told)
+
+    def _learn(self, last: Heartbeat) -> None:
+        """See what a new heartbeat says."""
+        lane = self._lane
+        lane.losses = self._books.losses
+        self._tell_losses()
+        while len(self.tails) > 1 and self.tails[0].empty:
+            del self.tails[0]
+        if not self.outages.open:
+            return
+        if self.outages.last.end_ns is None:
+            # Nobody refills it: it is over since the worker captures again.
+            began_ns = last.started_ns or last.promised_ns
+            self.outages.settle(end_ns=began_ns, filled=False)
+        else:
+            self.outages.check(last.promised_ns, self._books.current)
+
+    def _tell_losses(self) -> None:
+        lane, losses = self._lane, self._lane.losses
+        if losses.missing and not self._said_missing:
+            self._said_missing = True
+            logger.error(
+                "%s: %d packets that its worker sent did not come",
+                lane.name,
+                losses.missing,
+            )
+        if self._books.overdelivered and not self._said_overdelivered:
+            self._said_overdelivered = True
+            logger.warning(
+                "%s: more packets came than its worker says it sent", lane.name
+            )
+        for count, what in (
+            (losses.dropped, "packets were dropped by the kernel"),
+            (losses.interface_dropped, "packets were dropped by interfaces"),
+            (losses.missing, "packets that were sent did not come"),
+            (losses.skipped, "packets could no longer be read from the ring"),
+        ):
+            if count:
+                self._inlet.lose(lane, f"{count} {what}")
+
+    def _distrust(self) -> None:
+        """Go on with a stream that keeps no promise as with one that made none."""
+        lane = self._lane
+        lane.trusted = False
+        if lane.follows:
+            lane.live = True
+        logger.warning(
+            "%s: no heartbeat for %s, though its worker promised them; "
+            "from now on its silence counts as it does without",
+            lane.name,
+            format_duration(PATIENCE_NS),
+        )
+        self._inlet.listen(lane)
+
+    def _see_whether_back(self) -> None:
+        """Have the merge wait for the lane again when it is where the others are."""
+        index, config = self._lane.index, self._inlet.config
+        slack_ns = config.hold_ns + config.disorder_ns
+        if self._merge.watermark(index) >= self._merge.released_ns - slack_ns:
+            self.suspended = False
+            self._merge.resume(index)
+            self._inlet.wake.set()
