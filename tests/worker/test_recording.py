@@ -78,6 +78,7 @@ async def test_it_records_what_is_not_excluded(tmp_path):
             assert await pulled(recording, "udp and dst host 127.0.0.1") == sent
             info = recording.info()
             assert (info.state, info.windows, info.max_windows) == ("recording", 0, 3)
+            assert (info.partial, info.interfaces) == ("", {})
         finally:
             await recording.stop()
         assert recording.ring.state == "ended"
@@ -90,6 +91,7 @@ async def test_its_filter_and_interfaces_narrow_it(tmp_path):
             sent = udp.send(3)
             other.send(3)
             assert await pulled(recording, "udp") == sent
+            assert recording.info().partial == f"only {udp.filter}; only from lo"
         finally:
             await recording.stop()
 
@@ -156,6 +158,9 @@ async def test_names_of_interfaces_are_those_that_were_stored(tmp_path, host):
         segment.interfaces = {5: frozenset({"old0", "lo"}), lo: frozenset({"lo"})}
         known = recording.interfaces()
         assert (known["old0"], known["lo"], known["new0"]) == ({5}, {5, lo}, {77})
+        # What is told is of what it holds, and new0 is not there as yet.
+        told = recording.info().interfaces
+        assert told == {"old0": [5], "lo": sorted({5, lo})}
     finally:
         await recording.stop()
 

@@ -36,6 +36,25 @@ def options(path, **given) -> RingOptions:
     return RingOptions(**given)
 
 
+@pytest.mark.parametrize(
+    ("given", "partial"),
+    [
+        ({}, ""),
+        ({"filter": " "}, ""),
+        ({"filter": "port 53"}, "only port 53"),
+        ({"interfaces": ("eth0", "lo")}, "only from eth0, lo"),
+        ({"snaplen": 96}, "cut to 96 bytes"),
+        (
+            {"filter": "udp", "interfaces": ("lo",), "snaplen": 1},
+            "only udp; only from lo; cut to 1 bytes",
+        ),
+    ],
+)
+def test_why_it_has_less_than_a_live_capture(tmp_path, given, partial):
+    with contextlib.closing(Ring(options(tmp_path, **given))) as ring:
+        assert ring.info().partial == partial
+
+
 class Written:
     """A ring and its end, as the recorder would drive them; a clock that it moves."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from ddump_common.answers import StreamState
 from ddump_common.api import CaptureQuery, RingQuery
+from ddump_worker.heartbeat import Tally
 from ddump_worker.interfaces import Interface
 from ddump_worker.streams import TRANSITIONS, DropMeter, Streams
 
@@ -20,6 +21,7 @@ class Capture:
     granted = 1 << 20
     skipped = 0
     position_ns = None
+    received = 9
 
     def __init__(self, packets=0, data_bytes=0, dropped=0):
         self.packets, self.data_bytes, self.dropped = packets, data_bytes, dropped
@@ -112,6 +114,29 @@ async def test_a_window_s_account_is_its_own():
         assert (totals.packets, totals.dropped) == (5, 0)
         if window.state is not StreamState.CLOSED:
             streams.close(window)
+
+
+async def test_what_is_counted_for_heartbeats_is_of_the_moment():
+    stream = begin(Streams(), interfaces=[interface(1, 5)])
+    with pytest.raises(RuntimeError, match="does not run"):
+        stream.tally()
+    capture = Capture(packets=3, dropped=2)
+    stream.run(capture)
+    stream.refresh([interface(1, 9)])
+    assert stream.tally() == Tally(
+        received=9, interface_dropped=4, dropped=2, delivered=3, skipped=0
+    )
+    assert capture.refreshed == 2
+
+
+async def test_of_a_window_no_interface_is_asked():
+    stream = Streams().open(client="", query=RingQuery(), started_ns=1)
+    capture = Capture(packets=3, dropped=2)
+    capture.received, capture.skipped = None, 7
+    stream.run(capture)
+    assert stream.tally() == Tally(
+        received=None, interface_dropped=None, dropped=2, delivered=3, skipped=7
+    )
 
 
 async def test_totals_are_those_of_ended_and_running_streams():
