@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddump_merger._merge import Merge
+from ddump_merger._merge import Merge, Seam
 from ddump_merger.counters import Counters
 from support.captures import (
     SLL,
@@ -13,6 +13,9 @@ from support.captures import (
     Cooked,
     PlainMerge,
     Record,
+    block,
+    enhanced_packet,
+    interface,
     late_in,
     parse_blocks,
     parse_records,
@@ -20,10 +23,13 @@ from support.captures import (
     pcap_header,
     pcap_record,
     pcapng,
+    section,
+    statistics,
 )
 from support.merges import drain, pieces
 
 LARGE = 1 << 62
+NG = section() + interface(tsresol=9)
 FORMATS = [
     lambda records: pcap(records, nano=True),
     lambda records: pcap(records, nano=True, byte_order=">"),
@@ -159,46 +165,104 @@ def test_pcapng_holds_the_same_and_names_the_input(inputs, nano):
     ]
 
 
+numbers = st.integers(0, 2)
 steps = st.one_of(
-    st.tuples(st.just("receive"), st.integers(0, 2), st.integers(0, 30)),
-    st.tuples(st.just("receive"), st.integers(0, 2), st.integers(0, 30)),
-    st.tuples(st.just("advance"), st.integers(0, 2), st.integers(-5, 40)),
-    st.tuples(st.just("end"), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("receive"), numbers, st.integers(0, 30)),
+    st.tuples(st.just("receive"), numbers, st.integers(0, 30)),
+    st.tuples(st.just("receive"), numbers, st.integers(0, 30)),
+    st.tuples(st.just("beat"), numbers, st.integers(0, 40)),
+    st.tuples(st.just("advance"), numbers, st.integers(-5, 40)),
+    st.tuples(st.just("suspend"), numbers, st.just(0)),
+    st.tuples(st.just("resume"), numbers, st.just(0)),
+    st.tuples(st.just("reopen"), numbers, st.integers(-5, 40)),
+    st.tuples(st.just("refill"), numbers, st.integers(0, 40)),
+    st.tuples(st.just("shift"), numbers, st.integers(0, 3)),
+    st.tuples(st.just("end"), numbers, st.just(0)),
     st.tuples(st.just("drain"), st.just(0), st.just(0)),
 )
 
 
-@settings(calm, max_examples=300)
+class Both:
+    """The merge and the plain merge, each step done in both."""
+
+    def __init__(self, disorder):
+        self.merge = Merge(3, disorder_ns=disorder, nano=True)
+        self.plain = PlainMerge(3, disorder_ns=disorder)
+        self.merge.start(SLL)
+        for i in range(3):
+            self.merge.receive_data(i, NG)
+            self.merge.trust(i)
+        self.came = 0
+
+    def receive(self, i, moment):
+        self.came += 1
+        record = Record(moment, b"%d" % self.came)
+        if not self.plain.inputs[i].ended:
+            self.merge.receive_data(i, enhanced_packet(moment, record))
+            self.plain.receive(i, record)
+
+    def beat(self, i, moment):
+        if not self.plain.inputs[i].ended:
+            self.merge.receive_data(i, statistics(moment))
+            self.plain.beat(i, moment)
+
+    def advance(self, i, moment):
+        self.merge.advance(i, moment)
+        if not self.plain.inputs[i].ended:
+            self.plain.advance(i, moment)
+
+    def suspend(self, i, _):
+        self.merge.suspend(i)
+        self.plain.inputs[i].suspended = True
+
+    def resume(self, i, _):
+        self.merge.resume(i)
+        self.plain.inputs[i].suspended = False
+
+    def reopen(self, i, moment):
+        self.merge.reopen(i, since_ns=moment)
+        self.merge.receive_data(i, NG)
+        self.merge.trust(i)
+        self.plain.reopen(i, moment)
+
+    def refill(self, i, moment):
+        self.merge.refill(i, moment)
+        self.plain.inputs[i].refill_ns = moment
+
+    def shift(self, i, moment):
+        self.merge.shift(i, moment)
+        self.plain.inputs[i].shift_ns = moment
+
+    def end(self, i, _):
+        self.merge.receive_eof(i)
+        self.plain.end(i)
+
+    def drain(self, *_):
+        expected = [record for _, record in self.plain.release()]
+        assert parse_records(drain(self.merge), nano=True) == expected
+
+
+@settings(calm, max_examples=500)
 @given(st.lists(steps, max_size=60), st.integers(0, 8))
 def test_every_step_is_that_of_the_plain_merge(steps, disorder):
-    merge = Merge(3, disorder_ns=disorder, nano=True)
-    plain = PlainMerge(3, disorder_ns=disorder)
-    merge.start(SLL)
-    for i in range(3):
-        merge.receive_data(i, pcap_header(nano=True))
-    ended = set()
-    for n, (step, i, moment) in enumerate([*steps, ("drain", 0, 0)]):
-        if step == "drain":
-            expected = [record for _, record in plain.release()]
-            assert parse_records(drain(merge), nano=True) == expected
-        elif i in ended:
-            continue
-        elif step == "receive":
-            record = Record(moment, b"%d" % n)
-            merge.receive_data(i, pcap_record(record, nano=True))
-            plain.receive(i, record)
-        elif step == "advance":
-            merge.advance(i, moment)
-            plain.advance(i, moment)
-        else:
-            merge.receive_eof(i)
-            plain.end(i)
-            ended.add(i)
-    for i in range(3):
+    both = Both(disorder)
+    merge, plain = both.merge, both.plain
+    for step, i, moment in [*steps, ("drain", 0, 0)]:
+        getattr(both, step)(i, moment)
+        assert merge.done == plain.done
+        assert merge.lagging() == plain.lagging()
+    assert merge.released_ns == max(plain.last_ns, -(1 << 63))
+    for i, input_ in enumerate(plain.inputs):
         released = [record for number, record in plain.released if number == i]
-        octets = sum(len(record.data) for record in released)
-        late = plain.inputs[i].late
-        assert merge.counters(i) == Counters(len(released), octets, late, 0)
+        assert merge.counters(i) == Counters(
+            packets=len(released),
+            octets=sum(len(record.data) for record in released),
+            late=input_.late,
+            refilled=input_.refilled,
+            backwards=input_.backwards,
+        )
+        expected = (1 << 63) - 1 if input_.ended else max(input_.watermark, -(1 << 63))
+        assert merge.watermark(i) == expected
 
 
 @calm
@@ -254,3 +318,175 @@ def test_cooked_headers_survive_both_ways(packets):
         assert parse_records(drain(merge), nano=True) == [
             Record(n, pair[1 - pick]) for n, pair in enumerate(both)
         ]
+
+
+# --- Captures that are read again ---
+
+
+@st.composite
+def units_of_a_capture(draw):
+    """The blocks or records of a capture after its preamble, and that."""
+    times = draw(st.lists(st.integers(0, 20), max_size=12))
+    records = [Record(t, draw(st.sampled_from([b"", b"a", b"bb"]))) for t in times]
+    if draw(st.booleans()):
+        order, nano = draw(st.sampled_from("<>")), draw(st.booleans())
+        return pcap_header(byte_order=order, nano=nano), [
+            (pcap_record(record, byte_order=order, nano=nano), record)
+            for record in (
+                Record(each.timestamp_ns * 1000, each.data) for each in records
+            )
+        ]
+    order = {"byte_order": draw(st.sampled_from("<>"))}
+    units = []
+    for record in records:
+        for _ in range(draw(st.integers(0, 2))):
+            odd = draw(
+                st.sampled_from(
+                    [
+                        [statistics(3, **order)],
+                        [block(99, bytes(5), **order)],
+                        [section(**order), interface(**order, tsresol=9)],
+                        [interface(**order, tsresol=0)],
+                    ]
+                )
+            )
+            units += [(each, None) for each in odd]
+        number = record.timestamp_ns
+        units.append((enhanced_packet(number, record, **order), record))
+    return section(**order) + interface(**order, tsresol=9), units
+
+
+def placed(preamble, units):
+    """Return where each unit begins and ends, and its record."""
+    at = len(preamble)
+    places = []
+    for unit, record in units:
+        places.append((at, at + len(unit), record))
+        at += len(unit)
+    return places
+
+
+def any_pieces(data, whole):
+    return pieces(whole, data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+
+
+@settings(calm, max_examples=400)
+@given(st.data(), units_of_a_capture())
+def test_progress_is_exact_whatever_the_pieces(data, capture):
+    preamble, units = capture
+    whole = preamble + b"".join(unit for unit, _ in units)
+    ends = [0, len(preamble), *(end for _, end, _ in placed(preamble, units))]
+    if whole.startswith(section(byte_order="<")[:4]):
+        ends.insert(1, len(section()))
+    merge = Merge(1)
+    taken = 0
+    for part in any_pieces(data, whole):
+        merge.receive_data(0, part)
+        taken += len(part)
+        offset, first, newest_ns = merge.progress(0)
+        assert offset == max(end for end in ends if end <= taken)
+        came = [each for each in placed(preamble, units) if each[1] <= taken]
+        assert newest_ns == max(
+            (record.timestamp_ns for _, _, record in came if record), default=-1
+        )
+        since = [begin for begin, _, record in came if record and begin >= first]
+        assert first == (since[0] if since else offset)
+
+
+@settings(calm, max_examples=400)
+@given(st.data(), units_of_a_capture(), st.integers(0, 20_000))
+def test_what_progress_names_is_a_capture_for_a_seam(data, capture, since_ns):
+    preamble, units = capture
+    whole = preamble + b"".join(unit for unit, _ in units)
+    merge = Merge(1)
+    merge.receive_data(0, whole)
+    offset, first, _ = merge.progress(0)
+    places = placed(preamble, units)
+    start = data.draw(
+        st.sampled_from([offset, *(begin for begin, _, _ in places if begin >= first)])
+    )
+    kept = [
+        record
+        for begin, end, record in places
+        if (end <= first or begin >= start) and record
+        if record.timestamp_ns >= since_ns
+    ]
+    seam = Seam(since_ns)
+    for part in any_pieces(data, whole[:first] + whole[start:]):
+        seam.receive_data(part)
+    assert len(seam) == len(kept)
+    # Those and no others are left out of what comes again, each once.
+    again = data.draw(st.permutations([*kept, Record(5000, b"new")]))
+    merge = Merge(1, nano=True)
+    merge.start(SLL)
+    merge.reopen(0, since_ns=0, seam=seam)
+    for part in any_pieces(data, pcapng(again)):
+        merge.receive_data(0, part)
+    merge.receive_eof(0)
+    assert parse_records(drain(merge), nano=True) == [Record(5000, b"new")]
+    assert merge.counters(0).joined == len(kept)
+
+
+@calm
+@given(st.data(), st.lists(moments, max_size=40), st.integers(0, 40), moments)
+def test_an_outage_that_is_joined_costs_nothing(data, times, broken, promised):
+    # What came up to the break, and all from the last promise on once more.
+    records = [Record(t, b"%d" % (n % 3)) for n, t in enumerate(times)]
+    before = pcapng(records[:broken])
+    merge = Merge(1, disorder_ns=LARGE, nano=True)
+    merge.start(SLL)
+    merge.receive_data(0, before)
+    seam = Seam(promised)
+    for part in any_pieces(data, before):
+        seam.receive_data(part)
+    merge.suspend(0)
+    merge.reopen(0, since_ns=promised, seam=seam)
+    merge.refill(0, LARGE)
+    again = [
+        record
+        for n, record in enumerate(records)
+        if n >= broken or record.timestamp_ns >= promised
+    ]
+    for part in any_pieces(data, pcap(again, nano=True)):
+        merge.receive_data(0, part)
+    merge.resume(0)
+    merge.receive_eof(0)
+    merged = parse_records(drain(merge), nano=True)
+    assert merged == union([records])
+    counters = merge.counters(0)
+    assert counters.joined == len(again) - len(records[broken:])
+    assert counters.refilled == len(records[broken:])
+    assert counters.late == 0
+
+
+@calm
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 2, 7, 1 << 31]))),
+    st.booleans(),
+)
+def test_every_interface_is_described_before_its_packets(packets, per_interface):
+    merge = Merge(
+        3, disorder_ns=LARGE, nano=True, pcapng=True, per_interface=per_interface
+    )
+    merge.start(SLL2)
+    for i in range(3):
+        records = [
+            Record(n, Cooked(ifindex=index).sll2())
+            for n, (number, index) in enumerate(packets)
+            if number == i
+        ]
+        merge.receive_data(i, pcap(records, nano=True, link_type=SLL2))
+        merge.receive_eof(i)
+    described = []
+    out = []
+    while not merge.done:
+        out += parse_blocks(merge.data_to_send())
+        asked = merge.undescribed()
+        if asked is not None:
+            assert asked not in described
+            merge.describe(*asked, len(described))
+            described.append(asked)
+    assert [described[number] for number, _, _ in out] == [
+        (i, index if per_interface else 0) for i, index in packets
+    ]
+    assert set(described) == {described[number] for number, _, _ in out}

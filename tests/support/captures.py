@@ -277,14 +277,22 @@ class Cooked:
 @dataclass(slots=True)
 class _Input:
     watermark: float = float("-inf")
-    pending: list[tuple[int, int, int, Record]] = field(default_factory=list)
+    promised: float = float("-inf")
+    shift_ns: int = 0
+    refill_ns: float = float("-inf")
+    newest: float = float("-inf")
+    suspended: bool = False
+    ended: bool = False
+    pending: list[tuple[int, int, int, Record, bool]] = field(default_factory=list)
     late: int = 0
+    refilled: int = 0
+    backwards: int = 0
 
 
 class PlainMerge:
     """The merge as one would write it down: lists, and ``min``. It has no limits.
 
-    ``released`` is all that came out so far, as (input, record).
+    ``released`` is all that came out so far, as (input, record). All inputs are trusted.
     """
 
     def __init__(self, inputs, *, disorder_ns=50_000_000):
@@ -295,29 +303,68 @@ class PlainMerge:
         self._arrival = 0
 
     def receive(self, i, record):
-        entry = (record.timestamp_ns, i, self._arrival, record)
+        input_ = self.inputs[i]
+        moment = record.timestamp_ns + input_.shift_ns
+        shifted = Record(moment, record.data, record.length)
+        refilled = record.timestamp_ns < input_.refill_ns
+        input_.pending.append((moment, i, self._arrival, shifted, refilled))
         self._arrival += 1
-        self.inputs[i].pending.append(entry)
-        self.advance(i, record.timestamp_ns - self.disorder_ns)
+        input_.newest = max(input_.newest, record.timestamp_ns)
+        self._move(i)
+
+    def beat(self, i, timestamp_ns):
+        input_ = self.inputs[i]
+        input_.backwards += timestamp_ns < input_.promised
+        input_.promised = max(input_.promised, timestamp_ns)
+        self._move(i)
+
+    def _move(self, i):
+        input_ = self.inputs[i]
+        moved = max(input_.newest - self.disorder_ns, input_.promised)
+        self.advance(i, moved + input_.shift_ns)
 
     def advance(self, i, timestamp_ns):
         self.inputs[i].watermark = max(self.inputs[i].watermark, timestamp_ns)
 
+    def reopen(self, i, since_ns):
+        input_ = self.inputs[i]
+        input_.ended = False
+        input_.watermark = since_ns + input_.shift_ns
+        input_.promised = input_.newest = input_.refill_ns = float("-inf")
+
     def end(self, i):
-        self.advance(i, float("inf"))
+        self.inputs[i].ended = True
+
+    def _waited_for(self):
+        return [
+            (each.watermark, n)
+            for n, each in enumerate(self.inputs)
+            if not each.ended and not each.suspended
+        ]
+
+    def lagging(self):
+        return min(self._waited_for(), default=(0, -1))[1]
+
+    @property
+    def done(self):
+        return all(each.ended and not each.pending for each in self.inputs)
 
     def release(self):
         """Let out all that may leave, and return it."""
         before = len(self.released)
         while pending := [each for input_ in self.inputs for each in input_.pending]:
             entry = min(pending, key=lambda each: each[:3])
-            timestamp_ns, i, _, record = entry
-            least = min((each.watermark, n) for n, each in enumerate(self.inputs))
+            timestamp_ns, i, _, record, refilled = entry
+            least = min(self._waited_for(), default=(float("inf"), 0))
             if (timestamp_ns, i) > least and timestamp_ns >= self.last_ns:
                 break
-            self.inputs[i].pending.remove(entry)
-            self.inputs[i].late += timestamp_ns < self.last_ns
-            self.last_ns = max(self.last_ns, timestamp_ns)
+            input_ = self.inputs[i]
+            input_.pending.remove(entry)
+            if refilled:
+                input_.refilled += 1
+            else:
+                input_.late += timestamp_ns < self.last_ns
+                self.last_ns = max(self.last_ns, timestamp_ns)
             self.released.append((i, record))
         return self.released[before:]
 
