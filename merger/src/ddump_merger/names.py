@@ -18,7 +18,7 @@ from ddump_common.errors import PeerError
 from .stream import fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import aiohttp
 
@@ -39,23 +39,22 @@ async def fetch_names(
     most.
     """
 
-    async def ask(path: str) -> bytes:
-        return await fetch(
-            target,
-            target.api_url(path),
-            session,
-            accept="application/json",
-            max_bytes=_MAX_BYTES,
-            timeout_ns=timeout_ns,
-        )
+    async def ask(path: str, read: Callable[[bytes], dict[int, str]]) -> dict[int, str]:
+        try:
+            body = await fetch(
+                target,
+                target.api_url(path),
+                session,
+                accept="application/json",
+                max_bytes=_MAX_BYTES,
+                timeout_ns=timeout_ns,
+            )
+            return read(body)
+        except (PeerError, msgspec.DecodeError):
+            return {}  # the index itself is the name then
 
-    present: dict[int, str] = {}
-    remembered: dict[int, str] = {}
-    try:
-        present = _present(await ask(INTERFACES_PATH))
-        remembered = _remembered(await ask(STATUS_PATH))
-    except (PeerError, msgspec.DecodeError):
-        pass  # the index itself is the name then
+    present = await ask(INTERFACES_PATH, _present)
+    remembered = await ask(STATUS_PATH, _remembered)
     return {**remembered, **present} if target.live else {**present, **remembered}
 
 
