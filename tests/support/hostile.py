@@ -11,10 +11,12 @@ from support.captures import (
     enhanced_packet,
     interface,
     obsolete_packet,
+    option,
     pcap,
     pcapng,
     section,
     simple_packet,
+    statistics,
 )
 
 __all__ = ["any_capture", "any_split", "tampered"]
@@ -56,6 +58,17 @@ def any_records(rng):
     return records
 
 
+def any_statistics(rng, units, *, byte_order, number):
+    """A statistics block; few of its options have a length that is wrong."""
+    options = b""
+    for _ in range(rng.randrange(4)):
+        code = rng.randrange(10)
+        size = 8 if code > 1 and rng.random() < 0.95 else rng.randrange(300)
+        value = bytes(4) + rng.randbytes(size)[4:]
+        options += option(code or 1, value[:size], byte_order=byte_order)
+    return statistics(units, byte_order=byte_order, number=number, options=options)
+
+
 def any_blocks(rng):
     """A pcapng of all kinds of blocks, with several interfaces and sections."""
     parts = []
@@ -88,6 +101,9 @@ def any_blocks(rng):
                         ),
                         lambda units, record, number=number, **order: enhanced_packet(
                             units, record, number=number, **order
+                        ),
+                        lambda units, _, number=number, **order: any_statistics(
+                            rng, units, number=number, **order
                         ),
                         lambda units, record, number=number, **order: obsolete_packet(
                             units, record, number=number, **order
