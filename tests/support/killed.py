@@ -68,14 +68,14 @@ class EndlessSource:
 def _record(directory: Path, life: int, ready: int) -> None:
     from ddump_worker.recorder import Recorder
     from ddump_worker.ring import Ring, RingOptions
+    from ddump_worker.share import Share
 
     ring = Ring(
         RingOptions(
             directory=directory,
             size=RING_SIZE,
             segment_size=SEGMENT_SIZE,
-            reserve_bytes=0,
-            reserve_percent=0,
+            reserve=Share(),
         )
     )
     Recorder(ring, EndlessSource(life)).start()

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from ddump_worker.ring import Ring, RingOptions
+from ddump_worker.share import Share
 from ddump_worker.tail import Tail
 from support.captures import Cooked, Record, pcap_record
 
@@ -20,8 +21,7 @@ def options(path, **given) -> RingOptions:
             "directory": path / "ring",
             "size": 8 * MB,
             "segment_size": MB,
-            "reserve_bytes": 0,
-            "reserve_percent": 0,
+            "reserve": Share(),
         }
         | given
     )

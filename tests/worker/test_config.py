@@ -42,8 +42,8 @@ def test_the_ring_gets_what_was_said():
         ring_size=10**9, ring_pinned=Share(percent=10), ring_reserve=Share(percent=7.5)
     ).ring_options(Path("there"))
     assert (options.directory, options.size) == (Path("there"), 10**9)
-    assert (options.reserve_bytes, options.reserve_percent) == (0, 7.5)
-    assert options.pinned == 10**8
+    assert options.reserve == Share(percent=7.5)
+    assert options.pinned.of(options.size) == 10**8
 
 
 def test_it_is_frozen():

@@ -19,6 +19,7 @@ from ddump_worker import _pcap, pull
 from ddump_worker.heartbeat import Heartbeat, Tally
 from ddump_worker.preamble import pcapng_preamble
 from ddump_worker.pull import Bounds, Pull
+from ddump_worker.share import Share
 from support.captures import Record, parse_records
 from support.pcapng_streams import PcapngStream
 from support.rings import MB, SECOND, RingWriter
@@ -257,7 +258,7 @@ class TestWindow:
 
 class TestPins:
     async def test_what_is_evicted_is_read_to_its_end(self, make_ring, open_pull):
-        writer = await make_ring(pinned=100 * MB)
+        writer = await make_ring(pinned=Share(size=100 * MB))
         records = await writer.fill(5)
         opened = open_pull(writer)
         await writer.fill(9)
@@ -266,7 +267,7 @@ class TestPins:
         assert opened.skipped == 0
 
     async def test_what_may_not_stay_is_skipped_and_counted(self, make_ring, open_pull):
-        writer = await make_ring(pinned=0)
+        writer = await make_ring(pinned=Share())
         records = await writer.fill(5)
         opened = open_pull(writer)
         await writer.fill(6)
@@ -277,7 +278,7 @@ class TestPins:
         assert opened.skipped == gone
 
     async def test_segments_are_let_go_as_they_are_passed(self, make_ring, open_pull):
-        writer = await make_ring(pinned=100 * MB)
+        writer = await make_ring(pinned=Share(size=100 * MB))
         records = await writer.fill(6)
         opened = open_pull(writer)
         await writer.fill(14)
@@ -300,7 +301,7 @@ class TestPins:
         await wait_until(lambda: writer.ring.info().pinned_bytes == 0)
 
     async def test_a_client_that_leaves_pins_nothing(self, make_ring, open_pull):
-        writer = await make_ring(pinned=100 * MB)
+        writer = await make_ring(pinned=Share(size=100 * MB))
         await writer.fill(5)
         opened = open_pull(writer, follow=True)
         await writer.fill(9)
@@ -700,7 +701,7 @@ class TestFollow:
     async def test_it_ends_there_though_its_client_stalls(
         self, make_ring, open_pull, limit
     ):
-        writer = await make_ring(pinned=0, size=4 * MB)
+        writer = await make_ring(pinned=Share(), size=4 * MB)
         ends = {
             "duration": {"duration_ns": 1},
             "until": {"until_ns": writer.now_ns + SECOND},
@@ -756,7 +757,7 @@ class TestFollow:
         assert client.records() == records
 
     async def test_one_that_falls_behind_gets_a_counted_gap(self, make_ring, open_pull):
-        writer = await make_ring(pinned=2 * MB, size=4 * MB)
+        writer = await make_ring(pinned=Share(size=2 * MB), size=4 * MB)
         opened = open_pull(writer, follow=True)
         client = Client()
         client.takes.clear()
@@ -773,7 +774,7 @@ class TestFollow:
     async def test_one_that_stalls_for_long_keeps_no_list_of_what_it_lost(
         self, make_ring, open_pull
     ):
-        writer = await make_ring(pinned=0, size=4 * MB)
+        writer = await make_ring(pinned=Share(), size=4 * MB)
         opened = open_pull(writer, follow=True)
         client = Client()
         client.takes.clear()

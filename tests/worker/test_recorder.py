@@ -13,6 +13,7 @@ from ddump_common.errors import CaptureError
 from ddump_common.window import Interval
 from ddump_worker.recorder import RECORDING, Recorder, interface_names
 from ddump_worker.ring import Ring, RingOptions
+from ddump_worker.share import Share
 from ddump_worker.sidecar import read_sidecar
 from support.captures import Record, parse_pcap
 from support.disks import fill, small_disk
@@ -51,8 +52,7 @@ class Recorded:
             "directory": path,
             "size": 4 * MB,
             "segment_size": MB,
-            "reserve_bytes": 0,
-            "reserve_percent": 0,
+            "reserve": Share(),
         } | given
         self.source = ScriptedSource()
         self.ring = Ring(RingOptions(**given))

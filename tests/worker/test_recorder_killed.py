@@ -8,6 +8,7 @@ import threading
 import time
 
 from ddump_worker.ring import Ring, RingOptions
+from ddump_worker.share import Share
 from support.killed import NUMBER, RING_SIZE, SEGMENT_SIZE, victim
 
 ROUNDS = 25
@@ -45,8 +46,7 @@ def test_all_whole_records_are_there_again(tmp_path):
         directory=directory,
         size=RING_SIZE,
         segment_size=SEGMENT_SIZE,
-        reserve_bytes=0,
-        reserve_percent=0,
+        reserve=Share(),
     )
     with victim(directory) as killed:
         for _ in range(ROUNDS):

@@ -19,6 +19,7 @@ from ddump_worker import _pcap
 from ddump_worker.program import cook
 from ddump_worker.recorder import RECORDING, Recorder
 from ddump_worker.ring import Ring, RingOptions
+from ddump_worker.share import Share
 from support import traffic
 from support.loopback import payloads, talker, tcpdump
 from support.namespaces import network
@@ -58,8 +59,7 @@ def recording(path, source, **given):
                 "directory": path,
                 "size": 100 * MB,
                 "segment_size": MB,
-                "reserve_bytes": 0,
-                "reserve_percent": 0,
+                "reserve": Share(),
             }
             | given
         )
@@ -207,7 +207,7 @@ def test_what_is_covered_after_kills_is_there(tmp_path):
                     process.kill()
                     process = stack.enter_context(life())
                 sender.communicate(timeout=30)
-    ring = Ring(RingOptions(directory=directory, reserve_bytes=0, reserve_percent=0))
+    ring = Ring(RingOptions(directory=directory, reserve=Share()))
     try:
         ring.adopt(threading.Event())
         found = recorded(ring.segments())

@@ -15,6 +15,7 @@ from ddump_common.errors import UsageError
 from ddump_common.window import Interval
 from ddump_worker.ring import Ring, RingOptions
 from ddump_worker.segment import RevokedError
+from ddump_worker.share import Share
 from ddump_worker.tail import Tail
 from support.captures import Record, parse_pcap, pcap_record
 from support.disks import fill, small_disk
@@ -30,8 +31,7 @@ def options(path, **given) -> RingOptions:
         "directory": path / "ring",
         "size": 4 * MB,
         "segment_size": SEGMENT,
-        "reserve_bytes": 0,
-        "reserve_percent": 0,
+        "reserve": Share(),
     } | given
     return RingOptions(**given)
 
@@ -136,10 +136,7 @@ def on_disk(ring: Ring) -> list[int]:
     [
         ({"segment_size": MB - 1}, "--segment-size is at least 1MB"),
         ({"size": 2 * MB - 1}, "less than 2 segments of 1MB"),
-        ({"reserve_percent": 100.0}, "--ring-reserve"),
-        ({"reserve_percent": -1.0}, "--ring-reserve"),
-        ({"reserve_bytes": -1}, "--ring-reserve"),
-        ({"pinned": -1}, "negative"),
+        ({"reserve": Share(percent=100.0)}, "--ring-reserve"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, given, words):
@@ -152,7 +149,7 @@ def test_without_room_for_two_segments_it_says_what_there_is(tmp_path):
         fill(disk, leave=3 * MB)
         for _ in range(2):  # the directory is let go each time
             with pytest.raises(UsageError) as caught:
-                Ring(options(disk, reserve_bytes=2 * MB))
+                Ring(options(disk, reserve=Share(size=2 * MB)))
         assert "no room for 2 segments of 1MB in" in caught.value.message
         assert "2MB are to stay free" in caught.value.message
         assert "--ring-reserve or --segment-size" in caught.value.hint
@@ -161,8 +158,8 @@ def test_without_room_for_two_segments_it_says_what_there_is(tmp_path):
 def test_the_reserve_is_the_greater_of_both(tmp_path):
     with small_disk(tmp_path / "disk", 16 * MB) as disk:
         for given in (
-            {"reserve_bytes": 10 * MB, "reserve_percent": 1.0},
-            {"reserve_bytes": 1, "reserve_percent": 62.5},
+            {"reserve": Share(size=10 * MB, percent=1.0)},
+            {"reserve": Share(size=1, percent=62.5)},
         ):
             ring = Ring(options(disk, size=12 * MB, **given))
             assert ring.limit_bytes == pytest.approx(6 * MB, rel=0.05)
@@ -239,7 +236,7 @@ def test_nothing_is_covered_that_was_not_flushed(open_ring):
 
 
 def test_a_pinned_segment_outlives_its_eviction(open_ring):
-    written = open_ring(pinned=10 * MB)
+    written = open_ring(pinned=Share(size=10 * MB))
     records = written.fill()
     first = written.ring.segments()[0]
     pins = written.ring.pin([first])
@@ -256,7 +253,7 @@ def test_a_pinned_segment_outlives_its_eviction(open_ring):
 
 
 def test_it_is_free_when_the_last_of_its_readers_lets_go(open_ring):
-    written = open_ring(pinned=10 * MB)
+    written = open_ring(pinned=Share(size=10 * MB))
     written.fill()
     first = written.ring.segments()[0]
     with written.ring.pin([first]) as one:
@@ -270,7 +267,7 @@ def test_it_is_free_when_the_last_of_its_readers_lets_go(open_ring):
 
 
 def test_one_that_is_let_go_in_time_is_not_held(open_ring):
-    written = open_ring(pinned=10 * MB)
+    written = open_ring(pinned=Share(size=10 * MB))
     written.fill()
     first = written.ring.segments()[0]
     written.ring.pin([first]).close()
@@ -280,7 +277,7 @@ def test_one_that_is_let_go_in_time_is_not_held(open_ring):
 
 
 def test_beyond_the_pinned_limit_the_slowest_reader_loses(open_ring):
-    written = open_ring(pinned=2 * MB)
+    written = open_ring(pinned=Share(size=2 * MB))
     written.fill(2)
     segments = written.ring.segments()[:2]
     with written.ring.pin(segments):
@@ -302,7 +299,7 @@ def test_a_fifth_of_the_ring_may_be_pinned(open_ring):
 
 
 def test_one_that_cannot_be_kept_is_gone(open_ring, caplog):
-    written = open_ring(pinned=10 * MB)
+    written = open_ring(pinned=Share(size=10 * MB))
     written.fill()
     first = written.ring.segments()[0]
     with written.ring.pin([first]):
@@ -339,7 +336,7 @@ def test_a_segment_whose_file_is_gone_is_forgotten(open_ring, caplog):
 
 
 def test_what_is_not_what_was_written_is_left_until_its_turn(open_ring, caplog):
-    written = open_ring(pinned=10 * MB)
+    written = open_ring(pinned=Share(size=10 * MB))
     written.fill(2)
     first = written.ring.segments()[0]
     with written.ring.pin([first]):
@@ -357,7 +354,7 @@ def test_what_is_not_what_was_written_is_left_until_its_turn(open_ring, caplog):
 
 
 def test_one_that_is_evicted_and_read_may_be_forgotten(open_ring):
-    written = open_ring(pinned=10 * MB)
+    written = open_ring(pinned=Share(size=10 * MB))
     written.fill()
     first = written.ring.segments()[0]
     with written.ring.pin([first]):
@@ -379,7 +376,7 @@ def test_one_that_is_adopted_is_forgotten_as_well(open_ring):
 
 
 def test_what_is_held_is_let_go_when_it_is_closed(open_ring):
-    written = open_ring(pinned=10 * MB)
+    written = open_ring(pinned=Share(size=10 * MB))
     written.fill()
     first = written.ring.segments()[0]
     with written.ring.pin([first]):
@@ -389,7 +386,7 @@ def test_what_is_held_is_let_go_when_it_is_closed(open_ring):
 
 
 def test_readers_pin_while_it_rotates(open_ring):
-    written = open_ring(pinned=20 * MB)
+    written = open_ring(pinned=Share(size=20 * MB))
     failures = []
     ended = threading.Event()
 
@@ -568,7 +565,7 @@ def test_a_ring_of_another_link_type_leaves_these_alone(open_ring, caplog):
 
 def test_others_that_fill_the_disk_make_it_shorter_and_it_grows_again(tmp_path, caplog):
     with small_disk(tmp_path / "disk", 24 * MB) as disk:
-        written = Written(disk, size=8 * MB, reserve_bytes=2 * MB)
+        written = Written(disk, size=8 * MB, reserve=Share(size=2 * MB))
         written.fill(10)
         assert written.ring.info().shortened == ""
         assert len(written.names()) == 8
@@ -590,7 +587,9 @@ def test_others_that_fill_the_disk_make_it_shorter_and_it_grows_again(tmp_path, 
 
 def test_a_pinned_segment_gives_way_to_the_reserve(tmp_path):
     with small_disk(tmp_path / "disk", 24 * MB) as disk:
-        written = Written(disk, size=8 * MB, reserve_bytes=2 * MB, pinned=8 * MB)
+        written = Written(
+            disk, size=8 * MB, reserve=Share(size=2 * MB), pinned=Share(size=8 * MB)
+        )
         written.fill(7)
         first = written.ring.segments()[0]
         with written.ring.pin([first]):

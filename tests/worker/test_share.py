@@ -40,3 +40,9 @@ def test_it_is_the_greater_of_both():
     assert share.of(1000) == 1000
     assert share.of(100_000) == 5000
     assert Share(percent=20).of(2_000_000_001) == 400_000_000
+
+
+@pytest.mark.parametrize("given", [{"size": -1}, {"percent": -1.0}])
+def test_one_that_is_negative_is_refused(given):
+    with pytest.raises(UsageError, match="negative"):
+        Share(**given)

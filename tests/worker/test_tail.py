@@ -10,6 +10,7 @@ import pytest
 from ddump_worker import tail
 from ddump_worker.ring import Ring, RingOptions
 from ddump_worker.segment import RevokedError
+from ddump_worker.share import Share
 from ddump_worker.sidecar import Sidecar, read_sidecar
 from ddump_worker.tail import Tail
 from support.captures import Record, parse_pcap, pcap_record
@@ -32,8 +33,7 @@ class Written:
                     "directory": path / "ring",
                     "size": 8 * MB,
                     "segment_size": MB,
-                    "reserve_bytes": 0,
-                    "reserve_percent": 0,
+                    "reserve": Share(),
                 }
                 | given
             )
@@ -63,7 +63,7 @@ class Written:
 def written(tmp_path):
     """A ring on a disk of its own, of 16 MB."""
     with small_disk(tmp_path / "disk", 16 * MB) as disk:
-        made = Written(disk, pinned=8 * MB)
+        made = Written(disk, pinned=Share(size=8 * MB))
         try:
             yield made
         finally:

@@ -17,7 +17,8 @@ from ddump_common.errors import DdumpError, ExitCode, UsageError
 from ddump_common.pcap import MAX_SNAPLEN
 from ddump_common.units import format_size, parse_size
 
-from . import __version__, _pcap, config
+from . import __version__, _pcap, config, ring
+from .capture import DEFAULT_BUFFER_SIZE
 from .config import Config, read_file
 from .listen import parse_address
 from .service import serve
@@ -170,7 +171,7 @@ def _told_usage(exc: click.ClickException) -> str:
 @click.option(
     "--buffer-size",
     type=_SIZE,
-    default=format_size(config.DEFAULT_BUFFER_SIZE),
+    default=format_size(DEFAULT_BUFFER_SIZE),
     show_default=True,
     metavar="SIZE",
     help="Kernel memory for each live capture.",
@@ -208,7 +209,7 @@ def _told_usage(exc: click.ClickException) -> str:
 @click.option(
     "--ring-size",
     type=_SIZE,
-    default=format_size(config.DEFAULT_RING_SIZE),
+    default=format_size(ring.DEFAULT_SIZE),
     show_default=True,
     metavar="SIZE",
     help="The most that the ring may take on disk.",
@@ -216,7 +217,7 @@ def _told_usage(exc: click.ClickException) -> str:
 @click.option(
     "--segment-size",
     type=_SIZE,
-    default=format_size(config.DEFAULT_SEGMENT_SIZE),
+    default=format_size(ring.DEFAULT_SEGMENT_SIZE),
     show_default=True,
     metavar="SIZE",
     help="Size of each file of the ring; the oldest goes as a whole.",
@@ -224,7 +225,7 @@ def _told_usage(exc: click.ClickException) -> str:
 @click.option(
     "--ring-reserve",
     type=_SHARE,
-    default=str(config.DEFAULT_RING_RESERVE),
+    default=str(ring.DEFAULT_RESERVE),
     show_default=True,
     metavar="SIZE,PERCENT%",
     help="Space of the file system that stays free: the greater of both, or one of them "
@@ -233,7 +234,7 @@ def _told_usage(exc: click.ClickException) -> str:
 @click.option(
     "--ring-pinned",
     type=_SHARE,
-    default=str(config.DEFAULT_RING_PINNED),
+    default=str(ring.DEFAULT_PINNED),
     show_default=True,
     metavar="SIZE|PERCENT%",
     help="The most that may stay on disk beside the ring, of what is still being read.",
@@ -266,7 +267,7 @@ def _told_usage(exc: click.ClickException) -> str:
 @click.option(
     "--ring-buffer-size",
     type=_SIZE,
-    default=format_size(config.DEFAULT_BUFFER_SIZE),
+    default=format_size(DEFAULT_BUFFER_SIZE),
     show_default=True,
     metavar="SIZE",
     help="Kernel memory for the recorder, beside --capture-memory.",

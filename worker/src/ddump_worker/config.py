@@ -16,26 +16,28 @@ from ddump_common.errors import ParameterError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN
 from ddump_common.units import MEBIBYTES, format_size
 
+from .capture import DEFAULT_BUFFER_SIZE
 from .listen import check_access
-from .ring import RingOptions
-from .share import Share
+from .ring import (
+    DEFAULT_PINNED,
+    DEFAULT_RESERVE,
+    DEFAULT_SEGMENT_SIZE,
+    DEFAULT_SIZE,
+    RingOptions,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .listen import TcpAddress, UnixAddress
+    from .share import Share
 
 __all__ = ["Config", "read_file"]
 
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
-DEFAULT_BUFFER_SIZE = 32 * MEBIBYTES  # 0.3 s of 10 Gbit/s, no drop at 345 kpps measured
 DEFAULT_CAPTURE_MEMORY = 256 * MEBIBYTES
 DEFAULT_MAX_STREAMS = 8  # each costs every packet of the host about 0.17 µs
 DEFAULT_MAX_CONNECTIONS = 512
-DEFAULT_RING_SIZE = 2_000_000_000
-DEFAULT_SEGMENT_SIZE = 64_000_000  # 32 in a ring: one that goes is 3 % of what is known
-DEFAULT_RING_RESERVE = Share(size=1_000_000_000, percent=5)
-DEFAULT_RING_PINNED = Share(percent=20)
 DEFAULT_MAX_WINDOWS = 64
 
 _LEAST_BUFFER_SIZE = MEBIBYTES  # four of libpcap's blocks
@@ -60,10 +62,10 @@ class Config:
     max_streams: int = DEFAULT_MAX_STREAMS
     max_connections: int = DEFAULT_MAX_CONNECTIONS
     ring_dir: Path | None = None
-    ring_size: int = DEFAULT_RING_SIZE
+    ring_size: int = DEFAULT_SIZE
     segment_size: int = DEFAULT_SEGMENT_SIZE
-    ring_reserve: Share = DEFAULT_RING_RESERVE
-    ring_pinned: Share = DEFAULT_RING_PINNED
+    ring_reserve: Share = DEFAULT_RESERVE
+    ring_pinned: Share = DEFAULT_PINNED
     ring_link: Link = Link.SLL
     ring_interface: tuple[str, ...] = ()
     ring_filter: str = ""
@@ -109,9 +111,8 @@ class Config:
             directory=directory,
             size=self.ring_size,
             segment_size=self.segment_size,
-            reserve_bytes=self.ring_reserve.size,
-            reserve_percent=self.ring_reserve.percent,
-            pinned=self.ring_pinned.of(self.ring_size),
+            reserve=self.ring_reserve,
+            pinned=self.ring_pinned,
             link=self.ring_link,
             interfaces=self.ring_interface,
             filter=self.ring_filter,

@@ -27,11 +27,13 @@ from ddump_common.answers import IntervalInfo, RingInfo, SegmentInfo
 from ddump_common.api import Link
 from ddump_common.errors import DdumpError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN
-from ddump_common.units import MEBIBYTES, format_size
+from ddump_common.units import format_size
 from ddump_common.window import Interval, merge_intervals
 
+from .capture import DEFAULT_BUFFER_SIZE
 from .directory import Directory
 from .policy import LEAST_SEGMENTS, excess, plan
+from .share import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,11 +46,9 @@ __all__ = ["Pins", "Ring", "RingOptions"]
 _log = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 2_000_000_000
-DEFAULT_SEGMENT_SIZE = 64_000_000
-DEFAULT_RESERVE_BYTES = 1_000_000_000
-DEFAULT_RESERVE_PERCENT = 5.0
-DEFAULT_BUFFER_SIZE = 32 * MEBIBYTES
-PINNED_PERCENT = 20
+DEFAULT_SEGMENT_SIZE = 64_000_000  # 32 in a ring: one that goes is 3 % of what is known
+DEFAULT_RESERVE = Share(size=1_000_000_000, percent=5)
+DEFAULT_PINNED = Share(percent=20)
 
 # A batch of packets and the largest packet that there is fit into it.
 LEAST_SEGMENT_SIZE = 1_000_000
@@ -58,17 +58,15 @@ LEAST_SEGMENT_SIZE = 1_000_000
 class RingOptions:
     """What the ring was asked to be; sizes are bytes.
 
-    The disk is to keep the greater of ``reserve_bytes`` and ``reserve_percent`` free.
-    ``pinned`` is how much may be evicted and still read, a fifth of the ring if not
-    said. ``interfaces``, ``filter``, ``snaplen`` and ``buffer_size`` are of the capture.
+    The disk is to keep ``reserve`` free. ``pinned``, of ``size``, is how much may be
+    evicted and still read. ``interfaces``, ``filter``, ``snaplen`` and ``buffer_size`` are of the capture.
     """
 
     directory: Path
     size: int = DEFAULT_SIZE
     segment_size: int = DEFAULT_SEGMENT_SIZE
-    reserve_bytes: int = DEFAULT_RESERVE_BYTES
-    reserve_percent: float = DEFAULT_RESERVE_PERCENT
-    pinned: int | None = None
+    reserve: Share = DEFAULT_RESERVE
+    pinned: Share = DEFAULT_PINNED
     link: Link = Link.SLL
     interfaces: tuple[str, ...] = ()
     filter: str = ""
@@ -87,13 +85,11 @@ class RingOptions:
                 f"segments of {format_size(self.segment_size)}",
                 hint="give a larger --ring-size or a smaller --segment-size",
             )
-        if not 0 <= self.reserve_percent < 100 or self.reserve_bytes < 0:
+        if self.reserve.percent >= 100:
             raise UsageError(
-                f"a reserve of {self.reserve_percent:g}%",
+                f"a reserve of {self.reserve}",
                 hint="--ring-reserve is a size, or a percentage below 100",
             )
-        if self.pinned is not None and self.pinned < 0:
-            raise UsageError(f"a negative size that is pinned: {self.pinned}")
 
     @property
     def partial(self) -> str:
@@ -180,7 +176,7 @@ class Ring:
         least = LEAST_SEGMENTS * options.segment_size
         used = sum(each.disk_bytes for each in self._present)
         free, total = self.directory.space()
-        reserve = self._reserve(total)
+        reserve = options.reserve.of(total)
         possible = used + free - reserve
         room = (
             f"{format_size(max(possible, 0))} can be had: {format_size(free)} of the "
@@ -197,10 +193,6 @@ class Ring:
             self._shorten(room)
         return min(options.size, possible)
 
-    def _reserve(self, total: int) -> int:
-        options = self.options
-        return max(options.reserve_bytes, int(total * options.reserve_percent / 100))
-
     def _shorten(self, reason: str) -> None:
         # Said once per trouble, not with each segment.
         if not self._shortened:
@@ -214,8 +206,7 @@ class Ring:
     @property
     def pinned_limit_bytes(self) -> int:
         """How many bytes may be evicted and still read."""
-        pinned = self.options.pinned
-        return self.limit_bytes * PINNED_PERCENT // 100 if pinned is None else pinned
+        return self.options.pinned.of(self.options.size)
 
     # What readers ask; any thread.
 
@@ -356,7 +347,7 @@ class Ring:
                 present = [each for each in self._present if each not in stuck]
                 held = list(self._held)
                 pinned = bool(self._pins)
-            reserve = self._reserve(total)
+            reserve = options.reserve.of(total)
             self._stuck_bytes = sum(each.disk_bytes for each in stuck)
             size = options.size - self._stuck_bytes
             if size < LEAST_SEGMENTS * options.segment_size:

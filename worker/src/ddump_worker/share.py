@@ -20,6 +20,10 @@ class Share:
     size: int = 0
     percent: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.size < 0 or self.percent < 0:
+            raise UsageError(f"a negative share: {self.size} bytes, {self.percent:g}%")
+
     @classmethod
     def parse(cls, text: str) -> Share:
         """Read what people write.
