@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ParameterError, UsageError
 from .pcap import MAX_SNAPLEN, LinkType, Precision
@@ -44,6 +44,7 @@ __all__ = [
     "RingQuery",
     "check_filter",
     "join_filters",
+    "one_of",
 ]
 
 DEFAULT_PORT = 8475
@@ -186,14 +187,14 @@ class CaptureQuery:
             ParameterError: one that is unknown, repeated or out of range, by name.
 
         """
-        return cls(**cls._read(pairs, names=("interface", *_PARAMETERS)))  # type: ignore[arg-type]
+        return cls(**cls._read(pairs, names=("interface", *_PARAMETERS)))
 
     @staticmethod
     def _read(
         pairs: Iterable[tuple[str, str]], *, names: Iterable[str]
-    ) -> dict[str, object]:
+    ) -> dict[str, Any]:
         """Return the fields that ``pairs`` give; ``names`` are what there is."""
-        fields: dict[str, object] = {}
+        fields: dict[str, Any] = {}
         interfaces: list[str] = []
         for name, value in pairs:
             if name == "interface":
@@ -290,7 +291,7 @@ class RingQuery(CaptureQuery):
                 fields[field] = read(value, now_ns)
             except UsageError as exc:
                 raise ParameterError(name, exc.message, hint=exc.hint) from exc
-        return cls(**fields)  # type: ignore[arg-type]
+        return cls(**fields)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the parameters that differ from the defaults; ``parse_at`` reads them."""
@@ -328,7 +329,9 @@ def _not_a_number(text: str) -> NoReturn:
     raise UsageError(f"{text!r} is not a whole number")
 
 
-def _one_of(values: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
+def one_of(values: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
+    """Return a reader of the words in ``values``, which raises UsageError for others."""
+
     def read(text: str) -> enum.StrEnum:
         try:
             return values(text)
@@ -345,8 +348,8 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "bytes": ("bytes", _count),
     "duration": ("duration_ns", parse_duration),
     "idle": ("idle_ns", parse_duration),
-    "link": ("link", _one_of(Link)),
-    "precision": ("precision", _one_of(Precision)),
+    "link": ("link", one_of(Link)),
+    "precision": ("precision", one_of(Precision)),
 }
 
 

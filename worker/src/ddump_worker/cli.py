@@ -12,7 +12,7 @@ import click
 import uvloop
 from click.core import ParameterSource
 
-from ddump_common.api import Link
+from ddump_common.api import Link, one_of
 from ddump_common.errors import DdumpError, ExitCode, UsageError
 from ddump_common.pcap import MAX_SNAPLEN
 from ddump_common.units import format_size, parse_size
@@ -53,13 +53,6 @@ class _Expression(click.ParamType[str]):
     envvar_list_splitter = ";"
 
 
-def _link(text: str) -> Link:
-    try:
-        return Link(text)
-    except ValueError:
-        raise UsageError(f"{text!r} is not one of {', '.join(Link)}") from None
-
-
 def _directory(text: str) -> Path:
     if not text:
         raise UsageError("'' is not a directory")
@@ -69,7 +62,7 @@ def _directory(text: str) -> Path:
 _ADDRESS = _Parsed("address", parse_address)
 _SIZE = _Parsed("size", parse_size)
 _SHARE = _Parsed("share", Share.parse)
-_LINK = _Parsed("link", _link)
+_LINK = _Parsed("link", one_of(Link))
 _DIRECTORY = _Parsed("directory", _directory)
 _OF_THE_RING = ("ring_", "segment_", "max_windows")
 _EPILOG = """\

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ddump_common.errors import UsageError
 from ddump_common.units import format_size, parse_size
@@ -32,7 +33,7 @@ class Share:
             UsageError: it is neither, or one of both is there twice.
 
         """
-        fields: dict[str, float] = {}
+        fields: dict[str, Any] = {}
         for part in text.split(","):
             match = _PERCENT.fullmatch(part.strip())
             name, value = (
@@ -43,7 +44,7 @@ class Share:
             if name in fields or (match and value > 100):
                 raise _no_share(text)
             fields[name] = value
-        return cls(**fields)  # type: ignore[arg-type] # sizes are whole
+        return cls(**fields)
 
     def of(self, whole: int) -> int:
         """Return the bytes that this is of ``whole``."""
