@@ -183,11 +183,22 @@ def test_numbers_go_on_after_the_greatest_segment(directory):
     assert segment.number == 42
 
 
+@pytest.mark.parametrize("number", ["9000000000", "9999999999"])
+def test_a_number_that_leaves_few_to_others_is_a_stranger_s(directory, caplog, number):
+    stranger = directory.path / f"ddump-{number}-20231114T221320Z.pcap"
+    left(directory, records(1)).rename(stranger)
+    assert directory.survey() == []
+    assert f"{stranger.name} (a number that no segment has)" in caplog.text
+    segment, descriptor = directory.create(NOW)
+    os.close(descriptor)
+    assert segment.number == 1
+    assert stranger.exists()
+
+
 def test_there_is_a_last_number(directory):
-    left(directory, records(1)).rename(
-        directory.path / "ddump-9999999999-20231114T221320Z.pcap"
-    )
-    directory.survey()
+    directory._number = 9_999_999_998
+    _, descriptor = directory.create(NOW)
+    os.close(descriptor)
     with pytest.raises(OSError, match="no number is left"):
         directory.create(NOW)
 

@@ -57,6 +57,8 @@ _NAME = re.compile(
 )
 _STAMP = "%Y%m%dT%H%M%SZ"
 _LAST_NUMBER = 10**10 - 1
+# No ring comes so far. Who put such a file there would leave no number for others.
+_LAST_FOUND = _LAST_NUMBER - 10**9
 _LAST_NS = (1 << 63) - 2 * SECONDS
 _LOCK = "lock"
 _MAX_NAMED = 20  # files left alone that the log names one by one
@@ -236,6 +238,8 @@ class Directory:
 
     def _candidate(self, name: str, match: re.Match[str]) -> Segment | None:
         created_ns = _created_ns(match[3])
+        if int(match[2]) > _LAST_FOUND:
+            raise FormatError("a number that no segment has", offset=0)
         path = self.path / name
         beside = path.with_suffix(SUFFIX)
         said = _believed(read_sidecar(beside), created_ns)
