@@ -2,11 +2,22 @@ from __future__ import annotations
 
 import pytest
 
-from ddump_common.errors import BrokenStreamError, ExitCode, UnreachableError
+from ddump_common.errors import (
+    BrokenStreamError,
+    ExitCode,
+    OutputError,
+    UnreachableError,
+    UsageError,
+)
+from ddump_common.units import SECONDS
 from ddump_common.window import Interval, WindowReport
 from ddump_merger._merge import Merge
+from ddump_merger.counters import Counters
 from ddump_merger.lane import Lane, LaneState
-from ddump_merger.summary import exit_code, summary_lines
+from ddump_merger.losses import Losses
+from ddump_merger.outage import Outage
+from ddump_merger.skew import Skew
+from ddump_merger.summary import exit_code, failure_code, failures, summary_lines
 from ddump_merger.target import parse_target
 from support.captures import SLL, Cooked, Record, pcap
 
@@ -108,13 +119,13 @@ def test_what_was_cut_is_said():
 )  # fmt: skip
 def test_what_a_window_lacks_is_missing(window, skipped, expected):
     one = lane(0, "http://a?last=5m")
-    one.window, one.skipped = window, skipped
+    one.window, one.losses = window, Losses(skipped=skipped)
     assert exit_code([one, lane(1, "b")]) is expected
 
 
 def test_a_window_has_counts_of_its_worker():
     one = lane(0, "http://a?last=5m")
-    one.live, one.dropped, one.skipped = False, 3, 70
+    one.live, one.losses = False, Losses(dropped=3, skipped=70)
     merge = Merge(1)
     assert list(summary_lines([one], merge)) == [
         "a: 0 packets received, 3 dropped by kernel, 0 late, "
@@ -145,3 +156,131 @@ def test_what_was_said_in_full_is_only_brought_to_mind(message, told):
         0, "http://a", error=UnreachableError(message, hint="do"), has_header=False
     )
     assert list(summary_lines([one], Merge(1))) == [f"a: not captured: {told}"]
+
+
+# 2023-11-22, 15:03:00 in Berlin
+MOMENT = 1_700_661_780 * SECONDS
+
+
+class Counted:
+    """Stands where the merge does: every input has the same counters."""
+
+    def __init__(self, **counts):
+        self.counted = Counters(**counts)
+
+    def counters(self, _index):
+        return self.counted
+
+
+def told(one, monkeypatch, **counts):
+    monkeypatch.setattr("time.time_ns", lambda: MOMENT + 3600 * SECONDS)
+    return list(summary_lines([one], Counted(**counts)))
+
+
+def test_what_is_nothing_is_not_said(monkeypatch):
+    one = lane(0, "web=http://a")
+    one.losses = Losses(received=1, dropped=0, interface_dropped=0)
+    one.skew = Skew(offset_ns=300_000, error_ns=400_000)
+    one.window = WindowReport(covered=Interval(begin_ns=0, end_ns=1))
+    assert told(one, monkeypatch, packets=1, joined=7) == [
+        "web: 1 packet received, 0 dropped by kernel, 0 late"
+    ]
+
+
+def test_every_loss_is_said(monkeypatch):
+    one = lane(0, "web=http://a")
+    one.losses = Losses(dropped=1, interface_dropped=2, missing=3, skipped=4)
+    counts = {"packets": 9, "late": 5, "refilled": 6, "cut": 7, "backwards": 1}
+    assert told(one, monkeypatch, **counts) == [
+        "web: 9 packets received, 1 dropped by kernel, 2 dropped by interface, 5 late, "
+        "6 refilled, 3 missing, up to 4 no longer in the ring, "
+        "7 cut to the snapshot length, 1 heartbeat went backwards"
+    ]
+
+
+@pytest.mark.usefixtures("berlin")
+def test_gaps_and_outages_are_said_in_local_time(monkeypatch):
+    one = lane(0, "web=http://a")
+    one.losses = Losses(dropped=0)
+    one.window = WindowReport(
+        covered=None,
+        gaps=(Interval(begin_ns=MOMENT - 70 * SECONDS, end_ns=MOMENT),),
+    )
+    begin, end = MOMENT + SECONDS // 4, MOMENT + 5 * SECONDS + SECONDS // 2
+    one.outages = [
+        Outage(begin_ns=begin, end_ns=end, reason="x", refilled=1234, filled=True),
+        Outage(begin_ns=begin, end_ns=end, reason="x", refilled=12),
+        Outage(begin_ns=begin, end_ns=end, reason="x"),
+        Outage(begin_ns=begin, reason="connection reset by peer: \x1b[2J"),
+    ]
+    lines = told(one, monkeypatch, packets=2)
+    assert lines == [
+        "web: 2 packets received, 0 dropped by kernel, 0 late",
+        "    gap 15:01:50 to 15:03:00 (1m10s): the ring may lack packets",
+        "    broken 15:03:00.250 to 15:03:05.500 (5s200ms): 1234 refilled, none missing",
+        "    broken 15:03:00.250 to 15:03:05.500 (5s200ms): 12 refilled, "
+        "may lack packets",
+        "    broken 15:03:00.250 to 15:03:05.500 (5s200ms): may lack packets",
+        "    broken since 15:03:00.250: connection reset by peer",
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.usefixtures("berlin")
+def test_more_gaps_and_outages_than_help_are_counted(monkeypatch):
+    one = lane(0, "web=http://a")
+    gap = Interval(begin_ns=MOMENT, end_ns=MOMENT + SECONDS)
+    one.window = WindowReport(covered=None, gaps=(gap,) * 6, omitted=10)
+    one.outages = [Outage(begin_ns=MOMENT, end_ns=MOMENT + SECONDS, reason="x")] * 9
+    lines = told(one, monkeypatch)[1:]
+    assert [line.split()[0] for line in lines[:4]] == ["gap"] * 4
+    assert lines[4] == "    12 more gaps"
+    assert [line.split()[0] for line in lines[5:9]] == ["broken"] * 4
+    assert lines[9:] == ["    broken 5 times more"]
+    one.window = WindowReport(covered=None, gaps=(gap,) * 5)
+    assert told(one, monkeypatch)[5] == "    1 more gap"
+
+
+@pytest.mark.parametrize(
+    ("shift_ns", "line"),
+    [
+        (0, "    clock +3.002 s ± 0.4 ms"),
+        (-3_002_000_000, "    clock +3.002 s ± 0.4 ms, corrected"),
+    ],
+)
+def test_a_clock_that_is_not_ours_is_said(monkeypatch, shift_ns, line):
+    one = lane(0, "web=http://a")
+    one.skew = Skew(offset_ns=3_002_000_000, error_ns=400_000)
+    one.shift_ns = shift_ns
+    assert told(one, monkeypatch)[1:] == [line]
+
+
+def test_what_was_not_captured_has_no_counts(monkeypatch):
+    one = lane(0, "http://a", error=UnreachableError("refused"), has_header=False)
+    one.losses = Losses(dropped=3)
+    assert told(one, monkeypatch) == ["a: not captured: refused"]
+
+
+@pytest.mark.parametrize(
+    ("exc", "leaves", "code"),
+    [
+        (UnreachableError("x"), 1, ExitCode.FAILURE),
+        (OutputError("x"), 1, ExitCode.OUTPUT),
+        (UsageError("x"), 1, ExitCode.USAGE),
+        (BrokenPipeError(), 1, ExitCode.OK),
+        (KeyboardInterrupt(), 1, 130),
+        (LookupError(), 1, ExitCode.FAILURE),
+        (BaseExceptionGroup("", [BrokenPipeError()]), 1, ExitCode.OK),
+        (BaseExceptionGroup("", [
+            BrokenPipeError(),
+            ExceptionGroup("", [OutputError("x"), UnreachableError("y")]),
+        ]), 3, ExitCode.OUTPUT),
+    ],
+)  # fmt: skip
+def test_what_ends_a_run_early_has_a_code(exc, leaves, code):
+    assert len(list(failures(exc))) == leaves
+    assert failure_code(exc) == code
+
+
+def test_nothing_ends_most_runs_early():
+    assert list(failures(None)) == []

@@ -147,7 +147,7 @@ def _told_outage(outage: Outage, now_ns: int) -> str:
         begin = told_time(outage.begin_ns, now_ns=now_ns)
         return f"broken since {begin}: {_cut(outage.reason)}"
     told = told_interval(outage.begin_ns, outage.end_ns, now_ns=now_ns)
-    found = "nothing is missing" if outage.filled else "packets may be missing"
+    found = "none missing" if outage.filled else "may lack packets"
     refilled = f"{outage.refilled} refilled, " if outage.refilled else ""
     return f"broken {told}: {refilled}{found}"
 
