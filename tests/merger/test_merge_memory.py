@@ -136,3 +136,99 @@ def test_no_memory_for_records(case, request):
 @pytest.mark.parametrize("case", ["carry", "interfaces"])
 def test_no_memory_for_what_is_not_whole(case, request):
     run(INPUTS, case, request)
+
+
+# A seam that cannot grow: what it took before stays, and is left out.
+SEAM = (
+    LIMIT
+    + """
+from ddump_merger._merge import Seam
+
+def chunk(number):
+    first = number * 1000
+    return b"".join(pcap_record(Record(first + n), nano=True) for n in range(1000))
+
+seam = Seam(0)
+seam.receive_data(pcap_header(nano=True))
+chunks = [chunk(number) for number in range(2000)]
+limit()
+taken = 0
+try:
+    for data in chunks:
+        seam.receive_data(data)
+        taken += 1
+except MemoryError:
+    pass
+unlimit()
+assert 200 < taken < 2000, taken
+assert taken * 1000 <= len(seam) < taken * 1000 + 1000
+try:
+    seam.receive_data(b"")
+except ValueError as exc:
+    assert str(exc) == "the seam takes no more"
+print("ok")
+"""
+)
+
+# Many inputs whose packets are of more and more interfaces.
+DESCRIPTIONS = (
+    LIMIT
+    + """
+merge = Merge(3000, pcapng=True, per_interface=True)
+merge.start(SLL2)
+limit()
+failed = None
+try:
+    for index in range(4000):
+        for i in range(3000):
+            failed = (i, index)
+            merge.describe(i, index, index)
+except MemoryError:
+    pass
+unlimit()
+assert failed is not None and 64 < failed[1] < 4000, failed
+i, index = failed
+merge.describe(i, index, 77)  # nothing has changed, and now there is room
+merge.describe(i, 3, 55)
+packets = [Record(0, Cooked(ifindex=each).sll2()) for each in (2, 3, index)]
+merge.receive_data(i, pcap(packets, link_type=SLL2))
+for each in range(3000):
+    if each != i:
+        merge.refuse(each)
+merge.receive_eof(i)
+assert [number for number, _, _ in parse_blocks(drain(merge))] == [2, 55, 77]
+print("ok")
+"""
+)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("script", [SEAM, DESCRIPTIONS], ids=["seam", "descriptions"])
+def test_no_memory_for_what_is_beside_the_records(script, request):
+    run(script, "", request)
+
+
+def test_a_seam_takes_no_more_than_it_says():
+    # 43 bytes a packet, and half of that again while it grows.
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import resource, struct, sys\n"
+            "from ddump_merger._merge import Seam\n"
+            "header = bytes.fromhex('4d3cb2a1020004000000000000000000ffff000071000000')\n"
+            "seam = Seam(0)\n"
+            "seam.receive_data(header)\n"
+            "parts = [b''.join(struct.pack('<IIII', s, n, 0, 0) for n in range(1000))\n"
+            "         for s in range(1000)]\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "for part in parts: seam.receive_data(part)\n"
+            "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "assert len(seam) == 1_000_000\n"
+            "print((after - before) * 1024)\n",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout) < 1_000_000 * 65

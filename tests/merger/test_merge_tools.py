@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import socket
+import struct
 import subprocess
 
 import pytest
@@ -18,12 +20,16 @@ from support.captures import (
     enhanced_packet,
     interface,
     obsolete_packet,
+    option,
     pcap,
     pcap_header,
     pcapng,
     section,
+    statistics,
+    statistics_time,
 )
 from support.merges import merge_whole
+from support.programs import started
 
 S = 1_000_000_000
 BASE = 1_700_000_000 * S
@@ -191,3 +197,100 @@ def test_what_mergecap_writes_is_read(tmp_path):
     merge.receive_data(0, merged.read_bytes())
     assert merge.link_type(0) == SLL
     assert merge_whole([merged.read_bytes()]) == merge_whole(captures)
+
+
+# --- Statistics blocks ---
+
+
+def heartbeat_of(capture):
+    merge = Merge(1)
+    merge.receive_data(0, capture)
+    merge.receive_eof(0)
+    return merge.heartbeat(0)
+
+
+def captured_with_statistics(units, *, tsresol, offset_s, byte_order):
+    # In front of a packet: editcap does not read on behind the last one.
+    order = {"byte_order": byte_order}
+    options = (
+        option(1, b"ended: packets", **order)
+        + statistics_time(2, units - 3, **order)
+        + statistics_time(3, units + 3, **order)
+        + b"".join(
+            option(code, struct.pack(byte_order + "Q", code << 33), **order)
+            for code in (4, 5, 7, 8)
+        )
+        + bytes(4)
+    )
+    packet = Record(0, Cooked(payload=DATAGRAM).sll())
+    return (
+        section(**order)
+        + interface(**order, tsresol=tsresol, tsoffset_s=offset_s)
+        + statistics(units, **order, options=options)
+        + enhanced_packet(units, packet, **order)
+    )
+
+
+@pytest.mark.parametrize("byte_order", "<>")
+@pytest.mark.parametrize(("tsresol", "offset_s", "units"), RESOLUTIONS)
+def test_editcap_and_capinfos_read_the_same_statistics(
+    tmp_path, tsresol, offset_s, units, byte_order
+):
+    capture = captured_with_statistics(
+        units, tsresol=tsresol, offset_s=offset_s, byte_order=byte_order
+    )
+    path = write(tmp_path, "a.pcapng", capture)
+    assert "Number of stat entries = 1\n" in run("capinfos", path)
+    copy = tmp_path / "b.pcapng"
+    run("editcap", "-F", "pcapng", path, str(copy))
+    ours, theirs = heartbeat_of(capture), heartbeat_of(copy.read_bytes())
+    assert (ours.count, ours.read) == (1, 0)
+    assert ours.delivered == 8 << 33
+    assert theirs == ours._replace(read=1)  # it writes them behind all packets
+
+
+def test_mergecap_takes_what_has_statistics(tmp_path):
+    captures = [
+        captured_with_statistics(
+            BASE + n * S, tsresol=9, offset_s=None, byte_order="<>"[n]
+        )
+        for n in range(2)
+    ]
+    paths = [write(tmp_path, f"{n}.pcapng", each) for n, each in enumerate(captures)]
+    merged = tmp_path / "merged.pcapng"
+    run("mergecap", "-F", "pcapng", "-w", str(merged), *paths)
+    assert merge_whole([merged.read_bytes()], nano=True) == merge_whole(
+        captures, nano=True
+    )
+
+
+def test_what_dumpcap_counts_is_read(tmp_path):
+    path = tmp_path / "lo.pcapng"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        port = receiver.getsockname()[1]
+        command = [
+            "dumpcap", "-q", "-i", "lo", "-a", "packets:5", "-w", str(path),
+            "-f", f"udp dst port {port}",
+        ]  # fmt: skip
+        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+        with started(
+            command, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            said = iter(process.stderr.readline, "")
+            assert any(line.startswith("File: ") for line in said)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for _ in range(5):
+                    sender.sendto(b"counted", ("127.0.0.1", port))
+            assert process.wait(10) == 0
+    beat = heartbeat_of(path.read_bytes())
+    assert (beat.count, beat.read, beat.received, beat.interface_dropped) == (
+        1,
+        5,
+        5,
+        0,
+    )
+    assert beat.comment == b"Counters provided by dumpcap"
+    shown = run("capinfos", str(path))
+    assert "Number of stat entries = 1\n" in shown
+    assert "Number of packets = 5\n" in shown
