@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from ddump_common.text import printable
 from ddump_common.units import format_size
 
 from .lane import LaneState
+from .table import table_lines
 from .window import told_second
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._merge import Merge
+    from .counters import Counters
     from .lane import Lane
 
 __all__ = ["Progress"]
@@ -28,11 +29,14 @@ __all__ = ["Progress"]
 # Numbers that change faster cannot be read.
 _REFRESH_SECONDS = 0.5
 
-# What most runs never have to say.
-_UNUSUAL = frozenset({"dropped", "refilled", "missing", "gaps", "clock"})
-_WORDS = frozenset({"target", "state"})
-
 _LONGEST_NAME = 40
+_LONGEST_STATE = 70
+
+# The headings, the number of rows that are not shown, and where the cursor is.
+_OTHER_LINES = 3
+
+# The column of drops, which is left out while nobody tells of any.
+_DROPPED = 3
 
 
 class Progress:
@@ -59,55 +63,54 @@ class Progress:
         """Remove the table at once. Idempotent."""
         self._live.stop()
 
-    def table(self) -> Table:
+    def table(self) -> Text:
         """Return the table as it is now, with the rows that fit the terminal.
 
-        A column that says nothing of any target is left out.
+        What most targets never have to say stands with their state, below the numbers
+        where there is no room beside them.
         """
+        width, height = self._live.console.size
+        room = max(height - _OTHER_LINES, 1)
+        rows = self._rows(width)
+        lines = list(table_lines(rows[: room + 1], width=width))
+        deep = len(lines) // len(rows[: room + 1])  # lines of each row
+        if deep > 1:
+            room = max(room // deep, 1)
+            lines = list(table_lines(rows[: room + 1], width=width))
+        if len(self._lanes) > room:
+            lines.append(f"and {len(self._lanes) - room} more")
+        return Text("\n".join(lines), no_wrap=True, overflow="crop")
+
+    def _rows(self, width: int) -> list[list[str]]:
+        """Return the headings, then what is to be said of each target."""
         now_ns = time.time_ns()
-        rows = [self._row(lane, now_ns) for lane in self._lanes]
-        shown = [
-            heading
-            for heading in rows[0]
-            if heading not in _UNUSUAL or any(row[heading] for row in rows)
-        ]
-        table = Table(box=None, pad_edge=False)
-        for heading in shown:
-            right = heading not in _WORDS
-            table.add_column(
-                heading, justify="right" if right else "left", no_wrap=True
+        rows = [["target", "packets", "bytes", "dropped", "late", "held", "state"]]
+        for lane in self._lanes:
+            counters = self._merge.counters(lane.index)
+            dropped = _dropped(lane)
+            state = printable(_state(lane, counters, now_ns), limit=_LONGEST_STATE)
+            rows.append(
+                [
+                    printable(lane.name, limit=min(width // 3, _LONGEST_NAME)),
+                    str(counters.packets),
+                    format_size(counters.octets),
+                    "-" if dropped is None else str(dropped),
+                    str(counters.late),
+                    format_size(self._merge.buffered(lane.index)),
+                    state,
+                ]
             )
-        fits = max(self._live.console.height - 3, 1)
-        for row in rows[:fits]:
-            table.add_row(*(Text(row[heading]) for heading in shown))
-        if len(rows) > fits:
-            table.add_row(f"and {len(rows) - fits} more")
-        return table
-
-    def _row(self, lane: Lane, now_ns: int) -> dict[str, str]:
-        """Return what is to be said of a target by heading, empty where it is nothing."""
-        counters = self._merge.counters(lane.index)
-        losses = lane.losses
-        told_drops = losses.dropped is not None or losses.interface_dropped is not None
-        dropped = (losses.dropped or 0) + (losses.interface_dropped or 0)
-        skew = lane.skew
-        return {
-            "target": printable(lane.name, limit=_LONGEST_NAME),
-            "packets": str(counters.packets),
-            "bytes": format_size(counters.octets),
-            "dropped": str(dropped) if told_drops else "",
-            "late": str(counters.late),
-            "refilled": _nonzero(counters.refilled),
-            "missing": _nonzero(losses.missing + losses.skipped),
-            "gaps": _nonzero(_gaps(lane)),
-            "clock": skew.told_offset if skew is not None and skew.certain else "",
-            "held": format_size(self._merge.buffered(lane.index)),
-            "state": printable(_state(lane, now_ns), limit=100),
-        }
+        if all(_dropped(lane) is None for lane in self._lanes):
+            for row in rows:
+                del row[_DROPPED]
+        return rows
 
 
-def _nonzero(count: int) -> str:
-    return str(count) if count else ""
+def _dropped(lane: Lane) -> int | None:
+    """Return what was dropped before it came to its worker, if somebody tells."""
+    told = (lane.losses.dropped, lane.losses.interface_dropped)
+    known = [count for count in told if count is not None]
+    return sum(known) if known else None
 
 
 def _gaps(lane: Lane) -> int:
@@ -117,10 +120,20 @@ def _gaps(lane: Lane) -> int:
     return gaps + sum(not outage.filled for outage in lane.outages)
 
 
-def _state(lane: Lane, now_ns: int) -> str:
+def _state(lane: Lane, counters: Counters, now_ns: int) -> str:
+    """Return what the target does, and what is unusual about it."""
     if lane.error is not None:
         return str(lane.error)
+    parts = [lane.state.value]
     if lane.state is LaneState.BROKEN and lane.outages:
         begin = told_second(lane.outages[-1].begin_ns, now_ns=now_ns)
-        return f"{lane.state} since {begin}"
-    return lane.state.value
+        parts = [f"{lane.state} since {begin}"]
+    if counters.refilled:
+        parts.append(f"{counters.refilled} refilled")
+    if missing := lane.losses.missing + lane.losses.skipped:
+        parts.append(f"{missing} missing")
+    if gaps := _gaps(lane):
+        parts.append("1 gap" if gaps == 1 else f"{gaps} gaps")
+    if lane.skew is not None and lane.skew.certain:
+        parts.append(f"clock {lane.skew.told_offset}")
+    return ", ".join(parts)
