@@ -13,7 +13,7 @@ from ddump_common.errors import ExitCode, OutputError, UnreachableError, UsageEr
 from ddump_common.pcap import Precision
 from ddump_common.units import SECONDS
 from ddump_merger.cli import main, run
-from ddump_merger.config import TlsFiles
+from ddump_merger.config import ClockMode, TlsFiles
 from support.captures import Record, pcap
 
 START = 1_700_000_000_000_000_000
@@ -67,6 +67,9 @@ def test_defaults(config):
     )
     assert parsed.buffer_bytes == 64 << 20
     assert parsed.tls == TlsFiles()
+    assert (parsed.clock, parsed.reconnect, parsed.fail_fast, parsed.report) == (
+        ClockMode.REPORT, True, False, None,
+    )  # fmt: skip
 
 
 def test_everything(config):
@@ -76,6 +79,7 @@ def test_everything(config):
         "--precision", "nano", "--hold", "2s", "--disorder", "5ms", "--buffer", "1MiB",
         "--timeout", "3s", "--connect-timeout", "4s", "--ca", "a", "--cert", "b",
         "--key", "c", "-q", "http://web1", "http://web2?filter=tcp",
+        "--clock", "correct", "--no-reconnect", "--fail-fast", "--report", "r.json",
     )  # fmt: skip
     assert [t.query.filter for t in parsed.targets] == ["udp", "(tcp) and (udp)"]
     query = parsed.targets[0].query
@@ -93,6 +97,9 @@ def test_everything(config):
     assert (parsed.timeout_ns, parsed.connect_timeout_ns) == (3 * SECONDS, 4 * SECONDS)
     assert parsed.buffer_bytes == 1 << 20
     assert parsed.tls == TlsFiles(ca=Path("a"), cert=Path("b"), key=Path("c"))
+    assert (parsed.clock, parsed.reconnect, parsed.fail_fast, parsed.report) == (
+        ClockMode.CORRECT, False, True, Path("r.json"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
 import pytest
 
 from ddump_common.errors import UsageError
-from ddump_merger.config import Config, TlsFiles
+from ddump_merger.config import ClockMode, Config, TlsFiles
 from ddump_merger.target import FileTarget, HttpTarget, parse_target
 from support.certificates import Authority
 
@@ -40,6 +41,8 @@ def test_defaults():
         ([], {}, "no target"),
         (["-", "a", "-"], {}, "standard input can be only one"),
         (["a"], {"duration_ns": 1}, "--duration is for workers"),
+        (["a"], {"clock": ClockMode.CORRECT}, "--clock is for workers"),
+        (["a"], {"report": Path("-")}, "standard output is for packets"),
     ],
 )
 def test_what_cannot_be(words, fields, complaint):
