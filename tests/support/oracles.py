@@ -69,7 +69,7 @@ def read(path: Path) -> list[Record]:
     assert header.linktype in (dpkt.pcap.DLT_LINUX_SLL, dpkt.pcap.DLT_LINUX_SLL2)
     records, offset = [], 24
     while offset + 16 <= len(data):
-        record = dpkt.pcap.LEPktHdr(data[offset:])
+        record = dpkt.pcap.LEPktHdr(data[offset : offset + 16])
         if offset + 16 + record.caplen > len(data):
             break
         records.append(

@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import json
 import signal
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support import commands, workers
-from support.load import trafgen
+from support import commands, traffic, workers
 from support.programs import status
-from support.traffic import FILTER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
-    from pathlib import Path
 
     from support.namespaces import Host, Network
 
@@ -77,7 +76,7 @@ class Account:
 
 @dataclass
 class Run:
-    """``ddump`` while it runs, writing classic pcap in nanoseconds, or pcapng.
+    """``ddump`` while it runs, writing classic pcap, or pcapng, in nanoseconds.
 
     ``records`` are those that were written so far, unless it writes pcapng.
     """
@@ -156,7 +155,7 @@ async def run(
     host: Host, folder: Path, *arguments: object, pcapng: bool = False
 ) -> AsyncIterator[Run]:
     """Run ``ddump`` in ``host`` until the body is done, killed if it still runs then."""
-    form = ["--format", "pcapng"] if pcapng else ["--precision", "nano"]
+    form = ["--precision", "nano", *(["--format", "pcapng"] if pcapng else [])]
     process = await asyncio.create_subprocess_exec(
         *host.command(*commands.COMMAND, *form),
         "--report",
@@ -218,23 +217,24 @@ async def worker(
 async def generate(
     net: Network, interface: str, host: Host, packets: int, *, pace: int, size: int = 58
 ) -> None:
-    """Send UDP packets of ``size`` bytes of data on an interface of the client."""
-    command, config = trafgen(
-        net, interface, host, packets=packets, pace=pace, payload=size
-    )
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        _, complaint = await process.communicate(config)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, complaint
+    """Send UDP packets with ``size`` bytes of data on an interface of the client.
+
+    Evenly: trafgen would send those of a second at once.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "sent.pcap")
+        traffic.write_capture(
+            path, [traffic.frame(net.client, host, size * b"A", number=1)]
+        )
+        sender = traffic.replay(
+            net.client, interface, path, packets_per_second=pace, times=packets
+        )
+        try:
+            _, complaint = await asyncio.to_thread(sender.communicate)
+        finally:
+            sender.kill()  # nothing, when it has ended
+            sender.wait()
+    assert sender.returncode == 0, complaint
 
 
 @contextlib.asynccontextmanager
@@ -250,7 +250,7 @@ async def tcpdump(
             "tcpdump", "-Z", "root", "-i", interface, "-B", "65536",
             *(["-y", "LINUX_SLL"] if interface == "any" else []),
             "--time-stamp-precision", "nano", "-c", str(packets), "-w", str(path),
-            FILTER,
+            traffic.FILTER,
         ),
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

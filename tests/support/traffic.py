@@ -17,34 +17,38 @@ PORT = 9999
 FILTER = f"udp port {PORT}"
 
 
+def frame(source: Host, destination: Host, payload: bytes, *, number: int = 0) -> bytes:
+    """Return an Ethernet frame of UDP; ``number`` is its identification in IP."""
+    return bytes(
+        dpkt.ethernet.Ethernet(
+            src=bytes.fromhex(source.hardware_address.replace(":", "")),
+            dst=bytes.fromhex(destination.hardware_address.replace(":", "")),
+            data=dpkt.ip.IP(
+                src=bytes(map(int, source.address.split("."))),
+                dst=bytes(map(int, destination.address.split("."))),
+                p=dpkt.ip.IP_PROTO_UDP,
+                id=number & 0xFFFF,
+                data=dpkt.udp.UDP(
+                    sport=PORT, dport=PORT, ulen=8 + len(payload), data=payload
+                ),
+            ),
+        )
+    )
+
+
 def frames(source: Host, destination: Host, count: int, *, seed: int) -> list[bytes]:
     """Return ``count`` Ethernet frames of UDP, each different, of 60 to 1500 bytes."""
     chooser = random.Random(seed)  # noqa: S311 (the same packets for the same seed)
     return [
-        bytes(
-            dpkt.ethernet.Ethernet(
-                src=bytes.fromhex(source.hardware_address.replace(":", "")),
-                dst=bytes.fromhex(destination.hardware_address.replace(":", "")),
-                data=dpkt.ip.IP(
-                    src=bytes(map(int, source.address.split("."))),
-                    dst=bytes(map(int, destination.address.split("."))),
-                    p=dpkt.ip.IP_PROTO_UDP,
-                    id=number & 0xFFFF,
-                    data=dpkt.udp.UDP(
-                        sport=PORT,
-                        dport=PORT,
-                        ulen=8 + len(payload),
-                        data=payload,
-                    ),
-                ),
-            )
-        )
-        for number in range(count)
-        for payload in [
+        frame(
+            source,
+            destination,
             seed.to_bytes(2, "big")
             + number.to_bytes(4, "big")
-            + chooser.randbytes(chooser.randint(12, 1450))
-        ]
+            + chooser.randbytes(chooser.randint(12, 1450)),
+            number=number,
+        )
+        for number in range(count)
     ]
 
 

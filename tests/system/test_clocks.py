@@ -1,0 +1,132 @@
+"""Hosts whose clocks are wrong: what is estimated of them, and what becomes of order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import skewed, traffic
+from support.captures import late_in
+from support.namespaces import network
+from support.relay import relay
+from support.runs import run, streaming, worker
+
+pytestmark = [pytest.mark.live, pytest.mark.process]
+
+MILLISECOND = 10**6
+SECOND = 10**9
+# The last one's answers take longer than its questions.
+OFFSETS = {
+    "ahead": 3 * SECOND,
+    "behind": -3 * SECOND,
+    "some": 12 * MILLISECOND,
+    "little": 2 * MILLISECOND,
+    "lopsided": 12 * MILLISECOND,
+}
+WARNED = {"ahead", "behind", "some"}
+ASYMMETRY = 0.08
+ROUNDS = 40
+GAP_SECONDS = 0.01  # more than the estimates' errors, but for the last one's
+
+
+@contextlib.asynccontextmanager
+async def wrong_hosts():
+    """Yield the network, the workers' URLs, and the targets."""
+    with network(len(OFFSETS), prefix="ddump-clock") as net:
+        async with contextlib.AsyncExitStack() as stack:
+            urls = {}
+            for (name, offset), host in zip(OFFSETS.items(), net.hosts, strict=True):
+                program = [sys.executable, str(Path(skewed.__file__)), str(offset)]
+                started = await stack.enter_async_context(worker(host, program=program))
+                urls[name] = started.url
+            way = await stack.enter_async_context(
+                relay(net.client, (net.hosts[-1].address, 8475))
+            )
+            way.down.delay = ASYMMETRY
+            targets = urls | {"lopsided": way.url}
+            yield net, urls.values(), ["=".join(each) for each in targets.items()]
+
+
+async def send_in_turn(net):
+    """Send numbered packets to one host after the other; return their payloads."""
+    sent = []
+    with net.client.entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender:
+        for _ in range(ROUNDS):
+            for host in net.hosts:
+                sent.append(b"%8d" % len(sent))
+                sender.sendto(sent[-1], (host.address, traffic.PORT))
+                await asyncio.sleep(GAP_SECONDS)
+    return sent
+
+
+def check_estimates(ended):
+    """Each is as far from the truth as it says at most, and warned of when it is far."""
+    for name, offset in OFFSETS.items():
+        skew = ended.target(name)["clock"]
+        assert abs(skew["offset_ns"] - offset) <= skew["error_ns"], (name, skew)
+        warned = [x for x in ended.said.splitlines() if f": {name}: " in x]
+        assert any("clock" in line for line in warned) == (name in WARNED), ended.said
+    lopsided = ended.target("lopsided")["clock"]
+    assert lopsided["error_ns"] >= ASYMMETRY / 2 * SECOND
+
+
+def shown(path):
+    """Return which target tshark says brought each packet, and its data."""
+    return subprocess.run(
+        ["tshark", "-nr", path, "-T", "fields", "-e", "frame.interface_name",
+         "-e", "data.data"],
+        check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+
+
+async def test_wrong_clocks_cost_order_at_most(tmp_path):
+    async with (
+        wrong_hosts() as (net, urls, targets),
+        run(net.client, tmp_path, "-f", traffic.FILTER, *targets) as ddump,
+    ):
+        await streaming(net.client, urls)
+        sent = await send_in_turn(net)
+        await ddump.until(len(sent))
+        ended = await ddump.interrupted()
+    assert ended.code == 0, ended.said
+    check_estimates(ended)
+    assert sorted(data[16 + 20 + 8 :] for _, _, data in ended.records) == sent
+    late = late_in(stamp for stamp, _, _ in ended.records)
+    assert late == sum(ended.target(name)["late"] for name in OFFSETS)
+
+
+async def test_corrected_clocks_give_the_true_order(tmp_path):
+    async with (
+        wrong_hosts() as (net, urls, targets),
+        run(
+            net.client, tmp_path, "--clock", "correct", "-f", traffic.FILTER,
+            "-c", ROUNDS * len(OFFSETS), *targets, pcapng=True,
+        ) as ddump,
+    ):  # fmt: skip
+        await streaming(net.client, urls)
+        sent = await send_in_turn(net)
+        ended = await ddump.ended(pcapng=True)
+    assert ended.code == 0, ended.said
+    check_estimates(ended)
+    found = [line.split("\t") for line in shown(ddump.output)]
+    texts = [bytes.fromhex(data) for name, data in found]
+    assert sorted(texts) == sent
+    near = [bytes.fromhex(data) for name, data in found if name != "lopsided"]
+    assert near == sorted(near)
+    for name, offset in OFFSETS.items():
+        told = ended.target(name)
+        assert told["late"] == 0
+        # What may be no offset at all is left alone.
+        assert told["clock"]["corrected"] == (name != "lopsided")
+        if name == "lopsided":
+            continue
+        shift = b"%d ns were added to all times" % -told["clock"]["offset_ns"]
+        assert shift in ddump.output.read_bytes(), offset

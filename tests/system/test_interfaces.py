@@ -1,0 +1,121 @@
+"""pcapng output of the interfaces of several hosts, as tshark and capinfos read it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import re
+import struct
+import subprocess
+
+import pytest
+
+from support import traffic
+from support.namespaces import network
+from support.runs import generate, run, streaming, tcpdump, worker
+
+pytestmark = [pytest.mark.live, pytest.mark.process]
+
+COUNTS = {("web", "eth0"): 300, ("web", "feed"): 200,
+          ("db", "eth0"): 150, ("db", "feed"): 250}  # fmt: skip
+DURATION = 4
+STATISTICS = 5
+
+
+def shown(path):
+    """Return the names and times of packets, as tshark has them."""
+    lines = subprocess.run(
+        ["tshark", "-nr", path, "-T", "fields", "-e", "frame.interface_name",
+         "-e", "frame.time_epoch"],
+        check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    return [line.split("\t") for line in lines]
+
+
+def blocks(path, kind):
+    """Return the bodies of a little-endian pcapng file's blocks of one kind."""
+    data, at, found = path.read_bytes(), 0, []
+    while at < len(data):
+        this, length = struct.unpack_from("<II", data, at)
+        if this == kind:
+            found.append(data[at + 8 : at + length - 4])
+        at += length
+    return found
+
+
+def statistics(path):
+    """Return the counters of each interface's one statistics block, by option code."""
+    found = {}
+    for body in blocks(path, STATISTICS):
+        (interface,) = struct.unpack_from("<I", body)
+        assert interface not in found
+        found[interface], at = {}, 12
+        while at < len(body):
+            code, length = struct.unpack_from("<HH", body, at)
+            if length == 8:
+                value = struct.unpack_from("<Q", body, at + 4)
+                (found[interface][code],) = value
+            at += 4 + (length + 3) // 4 * 4
+    return found
+
+
+def interface_names(path):
+    """Return what capinfos says of the file's interfaces: name, and statistics."""
+    told = subprocess.run(
+        ["capinfos", path], check=True, capture_output=True, text=True
+    ).stdout
+    names = re.findall(r"^ +Name = (.+)$", told, re.MULTILINE)
+    entries = re.findall(r"^ +Number of stat entries = (\d+)$", told, re.MULTILINE)
+    return dict(zip(names, map(int, entries), strict=True))
+
+
+@pytest.mark.parametrize("ring", [False, True], ids=["live", "ring"])
+async def test_each_interface_of_each_target_is_one_of_the_file(tmp_path, ring):
+    names = ("web", "db")
+    options = ["--ring-size", "8MB", "--segment-size", "1MB", "--ring-reserve", "1MB",
+               "--ring-link", "sll2"]  # fmt: skip
+    window = ["--since", "-1ms", "--follow"] if ring else []
+    paths = {key: tmp_path / f"{'-'.join(key)}.pcap" for key in COUNTS}
+    with network(2, prefix="ddump-face") as net:
+        hosts = dict(zip(names, net.hosts, strict=True))
+        async with contextlib.AsyncExitStack() as stack:
+            devices, urls = {}, {}
+            for number, (name, host) in enumerate(hosts.items(), start=1):
+                devices[name, "eth0"] = f"port{number}"
+                devices[name, "feed"] = stack.enter_context(net.feed(number))
+                more = [*options, "--ring-dir", tmp_path / name] if ring else []
+                started = await stack.enter_async_context(worker(host, *more))
+                urls[name] = started.url
+            ddump = await stack.enter_async_context(
+                run(net.client, tmp_path, *window, "--link", "sll2",
+                    "--duration", f"{DURATION}s", "-f", traffic.FILTER,
+                    *map("=".join, urls.items()), pcapng=True)
+            )  # fmt: skip
+            await streaming(net.client, urls.values())
+            async with contextlib.AsyncExitStack() as recorders:
+                for (name, interface), count in COUNTS.items():
+                    path = paths[name, interface]
+                    await recorders.enter_async_context(
+                        tcpdump(hosts[name], path, count, interface=interface)
+                    )
+                async with asyncio.TaskGroup() as tasks:
+                    for (name, interface), count in COUNTS.items():
+                        tasks.create_task(
+                            generate(net, devices[name, interface], hosts[name],
+                                     count, pace=500)
+                        )  # fmt: skip
+            ended = await ddump.ended(pcapng=True)
+    assert ended.code == 0, ended.said
+    found = collections.defaultdict(list)
+    for name, time in shown(ddump.output):
+        found[name].append(time)
+    recorded = {
+        "/".join(key): [time for _, time in shown(path)] for key, path in paths.items()
+    }
+    assert found == recorded
+    entries = interface_names(ddump.output)
+    assert set(recorded) <= set(entries)
+    assert set(entries.values()) == {1}
+    delivered = sum(each.get(8, 0) for each in statistics(ddump.output).values())
+    assert delivered == sum(COUNTS.values())
