@@ -6,6 +6,7 @@ several, one after the other; the books are sums over all of them. Sans-I/O.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ddump_common.note import StreamNote
@@ -25,6 +26,7 @@ class Books:
         self.overdelivered = False
         self._closed = Losses()
         self._current = Losses()
+        self._all_received = True  # whether all streams tell what was received
 
     @property
     def current(self) -> Losses:
@@ -34,7 +36,9 @@ class Books:
     @property
     def losses(self) -> Losses:
         """What is lost of all streams."""
-        return _sum(self._closed, self._current)
+        losses = _sum(self._closed, self._current)
+        # What some of them received is less than came: it would mean nothing.
+        return losses if self._all_received else replace(losses, received=None)
 
     def check(self, heartbeat: Heartbeat) -> None:
         """Enter the last heartbeat of the stream that is read now."""
@@ -42,6 +46,7 @@ class Books:
         delivered = heartbeat.delivered
         missing = 0 if delivered is None else delivered - heartbeat.read
         self.overdelivered = self.overdelivered or missing < 0
+        self._all_received = self._all_received and heartbeat.received is not None
         # What was missing once does not come any more, whatever a later one says.
         self._current = Losses(
             received=heartbeat.received,
