@@ -365,7 +365,7 @@ class TestHeartbeats:
         stream = listener.stream
         assert stream.records == in_order(records, since, until)
         assert len(stream.beats) > 4
-        assert stream.beats[2].time_ns > since
+        assert any(since < beat.time_ns < until for beat in stream.beats)
         assert stream.promised_ns == until  # never beyond the window
         assert stream.last.note == StreamNote(ended=EndReason.COMPLETE)
 
