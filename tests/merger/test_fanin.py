@@ -6,20 +6,20 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ddump_common.answers import StreamInfo, StreamState
 from ddump_common.api import Link
 from ddump_common.errors import (
     BrokenStreamError,
     OutputError,
     UnreachableError,
 )
+from ddump_common.note import EndReason
 from ddump_common.pcap import Precision
 from ddump_common.window import Interval, WindowReport
 from ddump_merger._merge import Merge
-from ddump_merger.account import Account
 from ddump_merger.config import Config
 from ddump_merger.fanin import Fanin
 from ddump_merger.header import OutputHeader
@@ -27,7 +27,11 @@ from ddump_merger.lane import Lane, LaneState
 from ddump_merger.output import Output
 from ddump_merger.sink import Sink
 from ddump_merger.target import HttpTarget, parse_target
+from support.beats import Beats
 from support.captures import Record, parse_pcap, pcap, pcap_header, pcap_record, section
+
+if TYPE_CHECKING:
+    from ddump_merger.skew import Skew
 
 START = 1_700_000_000_000_000_000
 SECOND = 1_000_000_000
@@ -48,6 +52,11 @@ class Script:
     closed: int = 0
     reads: int = 0
     window: WindowReport | None = None
+    trusted: bool = False
+    bounded: bool = False
+    host: str = ""
+    sample: Skew | None = None
+    target: HttpTarget | None = None
 
     async def open(self):
         await self._take(self.opening)
@@ -85,7 +94,7 @@ class Script:
 class Run:
     """A fan-in with all that it needs; its output goes to a file."""
 
-    def __init__(self, path, scripts, output=None, **options):
+    def __init__(self, path, scripts, output=None, peers=None, **options):
         self.path = path
         words = options.pop("words", None) or [
             f"http://h{n}" for n in range(len(scripts))
@@ -117,23 +126,11 @@ class Run:
             )
         self.sink = Sink(output or Output(path))
         self.now_ns = START + 3600 * SECOND
-        self.asked = []
-        self.answers = []
-        header = OutputHeader(
-            targets=self.config.targets, pcapng=False, precision=Precision.MICRO
-        )
+        header = OutputHeader(pcapng=False, precision=Precision.MICRO)
         self.fanin = Fanin(
             self.config, self.merge, self.lanes, self.sink, header,
-            ask=self.ask, clock_ns=lambda: self.now_ns,
+            peers=peers or {}, clock_ns=lambda: self.now_ns,
         )  # fmt: skip
-
-    async def ask(self, lane):
-        """What a worker says of a stream; a number is how far it has read."""
-        self.asked.append(lane.index)
-        told = self.answers.pop(0) if self.answers else None
-        if isinstance(told, Exception):
-            raise told
-        return told
 
     async def to_the_end(self):
         async with asyncio.timeout(5):
@@ -144,12 +141,6 @@ class Run:
     @property
     def errors(self):
         return [lane.error and str(lane.error) for lane in self.lanes]
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """Ask as often as a test likes."""
-    monkeypatch.setattr("ddump_merger.scan._LEAST_PAUSE_NS", SECOND // 1000)
 
 
 @pytest.fixture
@@ -380,14 +371,14 @@ async def test_enough_packets_end_all(build):
         running = tasks.create_task(run.to_the_end())
         await until(lambda: all(lane.has_header for lane in run.lanes))
         run.merge.advance(1, RECORDS[50].timestamp_ns)
-        run.fanin._wake.set()
+        run.fanin._inlet.wake.set()
         assert parse_pcap(await running) == RECORDS[:7]
     assert run.errors == [None, None]
     assert not run.fanin.interrupted
 
 
 async def test_duration(build, monkeypatch):
-    monkeypatch.setattr("ddump_merger.fanin._DURATION_GRACE", 0.05)
+    monkeypatch.setattr("ddump_merger.reader._DURATION_GRACE", 0.05)
     script = Script(
         [pcap(RECORDS[:50]), Forever], unread=[*map(pcap_record, RECORDS[50:])]
     )
@@ -400,18 +391,6 @@ async def test_duration(build, monkeypatch):
 
 LAST = "http://{}?last=5m"
 FOLLOW = "http://{}?last=5m&follow=1"
-
-
-def account(run, behind_s):
-    """What a worker says of a stream that is so far behind its present."""
-    return Account(
-        stream=StreamInfo(
-            id=1, client="", state=StreamState.RUNNING, filter="", started_ns=0, packets=0,
-            bytes=0, dropped=0, interface_dropped=0, buffer_bytes=0, window=True,
-            position_ns=run.now_ns - int(behind_s * SECOND),
-        ),
-        time_ns=run.now_ns,
-    )  # fmt: skip
 
 
 async def test_windows_are_read_when_the_merge_waits_for_them(build):
@@ -436,15 +415,24 @@ async def test_a_window_holds_a_live_stream_back_as_long_as_it_must(build, word)
     """It looks through its past, and nothing that it finds is late."""
     found = asyncio.Event()
     live = Script([pcap(RECORDS[50:]), Forever])
-    window = Script([pcap_header(), found, *map(pcap_record, RECORDS[:50])])
+    beats = Beats(START)
+    window = Script(
+        [
+            beats.header,
+            *(beats.heartbeat(START - n) for n in range(100, 0, -1)),
+            found,
+            beats.packets(*RECORDS[:50]),
+            beats.heartbeat(START + SECOND, ended=EndReason.COMPLETE),
+        ],
+        trusted=True,
+    )
     run = build(
         live, window, words=["http://a", word.format("b")], hold_ns=SECOND // 100
     )
-    run.answers = [account(run, 600 - n) for n in range(100)]
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(run.to_the_end())
         # The live stream was moved by the clock again and again.
-        await until(lambda: run.fanin._clock.running)
+        await until(lambda: run.fanin._inlet._clock.running)
         await asyncio.sleep(0.1)  # ten holds
         assert run.merge.counters(0)[0] == 0
         found.set()
@@ -456,21 +444,36 @@ async def test_a_window_holds_a_live_stream_back_as_long_as_it_must(build, word)
 
 
 async def test_who_follows_is_live_when_it_has_caught_up(build):
-    """Then its silence holds the others back by ``hold`` at most."""
-    quiet = Script([pcap(RECORDS[:50]), Forever])
+    """By then its heartbeats have let go of what others brought meanwhile."""
+    near, nearer = asyncio.Event(), asyncio.Event()
+    present = START + 3600 * SECOND
+    beats = Beats(START)
+    quiet = Script(
+        [
+            beats.header + beats.packets(*RECORDS[:50]),
+            beats.heartbeat(START),
+            near,
+            beats.heartbeat(present - 2 * SECOND),
+            nearer,
+            beats.heartbeat(present - SECOND // 2),
+            Forever,
+        ],
+        trusted=True,
+    )
     live = Script([pcap(RECORDS[50:]), Forever])
     run = build(
         quiet, live, words=[FOLLOW.format("a"), "http://b"], hold_ns=SECOND // 50
     )
-    run.answers = [account(run, 60), account(run, 30), account(run, 0.5)]
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(run.to_the_end())
-        await until(lambda: len(run.asked) == 2)
-        assert not run.lanes[0].live
+        await until(lambda: run.lanes[1].has_header)
+        await asyncio.sleep(0.1)  # five holds
         assert run.merge.counters(1)[0] == 0
+        near.set()
         await until(lambda: run.merge.counters(1)[0] == 50)
-        assert run.lanes[0].live
-        assert run.asked == [0, 0, 0]
+        assert not run.lanes[0].live
+        nearer.set()
+        await until(lambda: run.lanes[0].live)
         run.fanin.interrupt()
         assert parse_pcap(await running) == RECORDS
 
@@ -491,14 +494,21 @@ async def test_followers_alone_move_by_the_clock_when_they_have_caught_up(build)
 async def test_who_is_far_ahead_of_a_past_is_left_to_its_ring(build):
     """It has caught up, the other has not: nothing is forced out, and nothing late."""
     big = [Record(r.timestamp_ns, bytes(1000)) for r in RECORDS]
-    ahead = Script([pcap_header(), *map(pcap_record, big[50:]), Forever])
+    beats = Beats(START)
+    ahead = Script(
+        [
+            beats.header + beats.heartbeat(START + 3600 * SECOND),
+            *map(beats.packets, big[50:]),
+            Forever,
+        ],
+        trusted=True,
+    )
     past = asyncio.Event()
     behind = Script([pcap_header(), past, *map(pcap_record, big[:50])])
     run = build(
         ahead, behind, words=[FOLLOW.format("a"), "http://b?last=5m"],
         hold_ns=SECOND // 50, buffer_bytes=20_000,
     )  # fmt: skip
-    run.answers = [account(run, 0)]
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(run.to_the_end())
         await until(lambda: run.lanes[0].ahead)
@@ -509,7 +519,7 @@ async def test_who_is_far_ahead_of_a_past_is_left_to_its_ring(build):
         assert run.merge.counters(0)[0] == 0
         past.set()
         await until(lambda: run.merge.counters(0)[0] == 50)
-        assert not run.lanes[0].ahead
+        await until(lambda: not run.lanes[0].ahead)
         run.fanin.interrupt()
         assert parse_pcap(await running) == big
     assert [run.merge.counters(n)[2] for n in range(2)] == [0, 0]
@@ -586,7 +596,7 @@ async def test_nobody_reads_while_the_sink_is_full(build, monkeypatch):
             before = script.reads
             await asyncio.sleep(0.1)
         assert script.reads < 200  # the sink's 4 MiB, and what the merge holds
-        assert not run.fanin._flow.is_set()
+        assert not run.fanin._inlet._flow.is_set()
         drained = tasks.create_task(asyncio.to_thread(read_to_the_end, reader))
         await running
         os.close(writer)
@@ -609,7 +619,7 @@ async def finish(run):
 async def test_a_timer_does_not_outlive_the_run(build):
     run = build(Script([pcap(RECORDS)]))
     await run.to_the_end()
-    assert not run.fanin._clock.running
+    assert not run.fanin._inlet._clock.running
 
 
 async def test_opening_is_said_to_who_wants_to_know(build, caplog):
