@@ -23,7 +23,7 @@ RATE = 4000
 LOAD = 30_000
 PACE = 60_000
 SIZE = 1000
-DURATION = 6
+DURATION = 5
 
 
 def check(ended, name, sent):
@@ -148,7 +148,7 @@ async def test_who_ended_early_is_named_and_what_came_is_there(tmp_path):
             )
             urls = {name: each.url for name, each in workers.items()}
             ddump = await stack.enter_async_context(
-                run(net.client, tmp_path, "--no-reconnect", "--duration", "5s",
+                run(net.client, tmp_path, "--no-reconnect", "--duration", "4s",
                     "-f", traffic.FILTER,
                     *map("=".join, (urls | {"cut": way.url}).items()))
             )  # fmt: skip

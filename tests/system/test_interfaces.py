@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.live, pytest.mark.process]
 
 COUNTS = {("web", "eth0"): 300, ("web", "feed"): 200,
           ("db", "eth0"): 150, ("db", "feed"): 250}  # fmt: skip
-DURATION = 4
+DURATION = 3
 STATISTICS = 5
 
 

@@ -16,8 +16,8 @@ from support.tunnel import tunnel
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
-SECONDS = 4
-DURATION = 8
+SECONDS = 3
+DURATION = 6
 # Packets a second, of 136 bytes in pcapng. TCP itself is slow where much is lost or
 # overtaken; the narrow way is as good as full.
 RATES = {

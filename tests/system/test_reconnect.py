@@ -50,12 +50,15 @@ def check_lost(ended, name, records, recorded):
     return missing.total()
 
 
-async def killed_twice(host, ddump):
-    """Kill its connection, and the next one as soon as there is one."""
-    for times in (1, 2):
-        host.kill_connections(8475)
-        await ddump.until_said("killed: ", times=times)
-        await streaming(host, [f"http://{host.address}:8475"])
+async def killed(host, ddump):
+    """Kill its connection, the next one as soon as there is one, and once it is back."""
+    url = f"http://{host.address}:8475"
+    host.kill_connections(8475)
+    await ddump.until_said(": killed: ")
+    await streaming(host, [url])
+    host.kill_connections(8475)
+    await ddump.until_said(": killed: back")
+    host.kill_connections(8475)
 
 
 async def unplugged(net, number):
@@ -78,9 +81,10 @@ async def dead(way, ddump):
 
 
 async def test_a_broken_network_costs_nothing(tmp_path):
-    """Connections killed twice, links that are down for 5 s, one half open."""
+    """Connections killed thrice, links that are down for 5 s, one half open."""
     packets = PACE * 14
-    outages = {"killed": 2, "broken": 1, "unplugged": 0, "dead": 1}
+    # One that breaks again before it has caught up may still be in the same outage.
+    outages = {"killed": {2, 3}, "broken": {1}, "unplugged": {0}, "dead": {1}}
     names = list(outages)
     with network(len(names), prefix="ddump-back") as net:
         async with contextlib.AsyncExitStack() as stack:
@@ -113,7 +117,7 @@ async def test_a_broken_network_costs_nothing(tmp_path):
                             generate(net, feeder, host, packets, pace=PACE)
                         )
                     await ddump.until(2 * PACE)
-                    tasks.create_task(killed_twice(net.hosts[0], ddump))
+                    tasks.create_task(killed(net.hosts[0], ddump))
                     tasks.create_task(broken(net, 2))
                     tasks.create_task(unplugged(net, 3))
                     noticed = tasks.create_task(dead(way, ddump))
@@ -125,8 +129,9 @@ async def test_a_broken_network_costs_nothing(tmp_path):
     for name, times in outages.items():
         told = ended.target(name)
         assert told["packets"] == packets
-        assert len(told["outages"]) == times
-        assert (told["refilled"] > 0) == (times > 0)
+        assert len(told["outages"]) in times
+        assert (told["refilled"] > 0) == bool(told["outages"])
+        assert told["refilled"] == sum(each["refilled"] for each in told["outages"])
         assert all(outage["filled"] for outage in told["outages"])
         for loss in ("dropped", "missing", "skipped", "late"):
             assert told[loss] == 0, told
