@@ -397,6 +397,16 @@ class TestHeartbeats:
             watching.now_ns += 1000
             await watching.promised(watching.now_ns - 10**18 - self.SLACK_NS)
         assert time.monotonic() - began < 3
+        # It comes all the same: then the next one that is hidden holds it again.
+        script.hidden = 0
+        watching.now_ns += 1000
+        promise_ns = watching.now_ns - 10**18 - self.SLACK_NS
+        await watching.promised(promise_ns)
+        script.hidden = 1
+        watching.now_ns += 1000
+        await watching.next_block()
+        watching.now_ns += 1000
+        assert await watching.next_block() <= promise_ns + 1000
 
     async def test_nothing_is_promised_while_the_client_takes_nothing(
         self, watching, script

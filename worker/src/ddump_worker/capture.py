@@ -394,11 +394,14 @@ class LiveCapture(Source):
                 self._heartbeat.promise(mark.time_ns - _IN_FLIGHT_NS)
             # In this order: all that is counted before that moment is in the number.
             time_ns = time.time_ns()
-            waiting = self._handle.undelivered() - self._never
+            undelivered = self._handle.undelivered()
+            # What came all the same was only late.
+            self._never = min(self._never, undelivered)
+            waiting = undelivered - self._never
             self._mark = Mark(
                 time_ns, self._handle.packets + waiting, began + _LOST_SECONDS
             )
-            if waiting <= 0:
+            if not waiting:
                 self._heartbeat.promise(time_ns - _IN_FLIGHT_NS)
         await self._beat(send)
 

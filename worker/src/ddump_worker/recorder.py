@@ -74,7 +74,7 @@ class Recorder:
         source: PacketSource,
         *,
         names: Callable[[], Mapping[int, str]] = interface_names,
-        clock: Callable[[], int] = time.time_ns,
+        clock: Callable[[], int] = lambda: time.time_ns(),
         steady: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.failure: Exception | None = None
