@@ -3,15 +3,8 @@
 
 ``_merge.pyi`` is the contract. Packets are touched here and nowhere else: received
 chunks are kept by reference, their records become descriptors (``_records.pxd``) as
-they are read (``_reader.pxd``), and the data is copied once, when a record leaves
-(``_writer.pxd``).
-
-Each open input has a watermark: nothing earlier is still expected from it. A record
-leaves when no input that is waited for can deliver one that belongs before it, in order
-of (timestamp, input, arrival); when it is older than one that has left already; or when
-an input is over its limit. Two rankings (``_ranking.pxd``) give the next record and
-the least watermark. Records that were asked for once more take no part in what is late:
-without them the output is in order but for the late ones.
+they are read (``_intake.pxd``), and the data is copied once (``_writer.pxd``), when a
+record leaves (``_order.pxd``).
 
 The long loops run without the GIL. A merge is for one thread at a time, and says so
 when it is used by two.
@@ -26,7 +19,6 @@ from libc.string cimport memcpy
 from ._cooked cimport fits
 from ._descriptions cimport (
     MAX_DESCRIPTIONS,
-    Description,
     Descriptions,
     descriptions_close,
     descriptions_find,
@@ -35,16 +27,23 @@ from ._descriptions cimport (
 )
 from ._fingerprints cimport Fingerprints, fingerprints_close, fingerprints_open
 from ._intake cimport SECOND, reader_feed
-from ._ranking cimport (
-    Entry,
-    Ranking,
-    ranking_close,
-    ranking_open,
-    ranking_remove,
-    ranking_set,
-    ranking_sink_first,
-    ranks_before,
+from ._order cimport (
+    Input,
+    Order,
+    held,
+    order_advance,
+    order_described,
+    order_drop,
+    order_exhausted,
+    order_forget,
+    order_index,
+    order_may_release,
+    order_move,
+    order_rank,
+    order_release,
+    plus,
 )
+from ._ranking cimport ranking_close, ranking_open, ranking_remove, ranking_set
 from ._reader cimport (
     NO_MEMORY,
     PCAP,
@@ -60,16 +59,7 @@ from ._reader cimport (
     reader_reset,
     reader_shift,
 )
-from ._records cimport (
-    Chunk,
-    Pool,
-    Record,
-    pool_clear,
-    queue_count,
-    queue_first,
-    queue_pop,
-    record_refilled,
-)
+from ._records cimport Chunk, pool_clear, queue_count
 from ._statistics cimport (
     ISB_ENDTIME,
     ISB_IFDROP,
@@ -79,7 +69,7 @@ from ._statistics cimport (
     ISB_USRDELIV,
     Statistics,
 )
-from ._writer cimport NO_ROOM, OUTPUT_SIZE, Writer, interface_index, writer_put
+from ._writer cimport OUTPUT_SIZE
 
 from os import urandom
 
@@ -88,9 +78,6 @@ from ddump_common.pcap import PcapHeader, Precision
 
 from .counters import Counters, Heartbeat
 from .faults import bad_magic, corrupt, unfit
-
-cdef extern from *:
-    void prefetch "__builtin_prefetch"(const void *at) noexcept nogil
 
 cdef extern from "Python.h":
     PyObject *PyBytes_FromStringAndSize(const char *data, Py_ssize_t size) except NULL
@@ -113,24 +100,6 @@ _PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
 _PCAP_MAGICS = frozenset(
     precision.magic.to_bytes(4, order) for precision in Precision for order in ("little", "big")
 )
-
-
-cdef Description NOT_NEEDED  # classic pcap has no interfaces
-
-
-cdef struct Input:
-    Reader reader
-    bint ended
-    bint suspended
-    int64_t watermark
-    bint live
-    size_t max_bytes
-    uint64_t packets
-    uint64_t octets
-    uint64_t late
-    uint64_t cut
-    uint64_t refilled
-    Descriptions descriptions
 
 
 @cython.final
@@ -187,20 +156,8 @@ cdef class Seam:
 
 @cython.final
 cdef class Merge:
-    cdef Input *inputs
-    cdef uint32_t count
-    cdef uint32_t open_count  # inputs that have not ended
-    cdef int64_t disorder_ns
-    cdef bint per_interface
-    cdef uint64_t max_packets
-    cdef uint64_t released
-    cdef int64_t last_ns  # the greatest timestamp that counts for what is late, or INT64_MIN
-    cdef Writer writer
+    cdef Order order
     cdef bint busy
-    cdef Ranking heads  # inputs that hold records, by their first one
-    cdef Ranking watermarks  # inputs that are waited for: open and not suspended
-    cdef Pool pool
-    cdef Chunk *dead  # chunks that no record needs; they want the GIL to be given back
     cdef list seams  # that the readers of the inputs use, or None
 
     def __cinit__(
@@ -218,44 +175,44 @@ cdef class Merge:
             raise ValueError(f"{inputs} inputs")
         if not 0 <= disorder_ns <= MAX_DISORDER_NS:
             raise ValueError(f"a disorder of {disorder_ns} ns")
-        self.inputs = <Input *>calloc(<size_t>inputs, sizeof(Input))
-        if self.inputs == NULL:
+        self.order.inputs = <Input *>calloc(<size_t>inputs, sizeof(Input))
+        if self.order.inputs == NULL:
             raise MemoryError
-        self.count = <uint32_t>inputs
-        self.open_count = self.count
+        self.order.count = <uint32_t>inputs
+        self.order.open_count = self.order.count
         if (
-            ranking_open(&self.heads, self.count) < 0
-            or ranking_open(&self.watermarks, self.count) < 0
+            ranking_open(&self.order.heads, self.order.count) < 0
+            or ranking_open(&self.order.watermarks, self.order.count) < 0
         ):
             raise MemoryError
-        self.disorder_ns = disorder_ns
-        self.writer.pcapng = pcapng
-        self.writer.nano = nano
-        self.writer.link_type = -1
-        self.per_interface = per_interface
-        self.max_packets = max_packets
-        self.last_ns = INT64_MIN
+        self.order.disorder_ns = disorder_ns
+        self.order.writer.pcapng = pcapng
+        self.order.writer.nano = nano
+        self.order.writer.link_type = -1
+        self.order.per_interface = per_interface
+        self.order.max_packets = max_packets
+        self.order.last_ns = INT64_MIN
         self.seams = [None] * inputs
-        for number in range(self.count):
+        for number in range(self.order.count):
             reader_open(
-                &self.inputs[number].reader,
-                &self.pool,
+                &self.order.inputs[number].reader,
+                &self.order.pool,
                 INT64_MAX if pcapng else CLASSIC_MOST_NS,
             )
-            self.inputs[number].max_bytes = DEFAULT_MAX_BYTES
-            self.inputs[number].watermark = INT64_MIN
-            ranking_set(&self.watermarks, number, INT64_MIN)
+            self.order.inputs[number].max_bytes = DEFAULT_MAX_BYTES
+            self.order.inputs[number].watermark = INT64_MIN
+            ranking_set(&self.order.watermarks, number, INT64_MIN)
 
     def __dealloc__(self):
         cdef uint32_t number
-        for number in range(self.count):
-            self.forget(number)
-            descriptions_close(&self.inputs[number].descriptions)
+        for number in range(self.order.count):
+            order_forget(&self.order, number)
+            descriptions_close(&self.order.inputs[number].descriptions)
         self.bury()
-        pool_clear(&self.pool)
-        ranking_close(&self.heads)
-        ranking_close(&self.watermarks)
-        free(self.inputs)
+        pool_clear(&self.order.pool)
+        ranking_close(&self.order.heads)
+        ranking_close(&self.order.watermarks)
+        free(self.order.inputs)
 
     def limit(self, Py_ssize_t i, Py_ssize_t max_bytes, *, bint live):
         cdef Input *input = self.at(i)
@@ -268,7 +225,7 @@ cdef class Merge:
         cdef Input *input = self.at(i)
         self.enter()
         input.reader.trusted = True
-        self.move(<uint32_t>i)
+        order_move(&self.order, <uint32_t>i)
         self.busy = False
 
     def shift(self, Py_ssize_t i, int64_t delta_ns):
@@ -283,7 +240,7 @@ cdef class Merge:
         cdef Input *input = self.at(i)
         self.enter()
         input.suspended = True
-        ranking_remove(&self.watermarks, <uint32_t>i)
+        ranking_remove(&self.order.watermarks, <uint32_t>i)
         self.busy = False
 
     def resume(self, Py_ssize_t i):
@@ -291,13 +248,13 @@ cdef class Merge:
         self.enter()
         input.suspended = False
         if not input.ended:
-            ranking_set(&self.watermarks, <uint32_t>i, input.watermark)
+            ranking_set(&self.order.watermarks, <uint32_t>i, input.watermark)
         self.busy = False
 
     def reopen(self, Py_ssize_t i, *, int64_t since_ns, Seam seam=None):
         cdef Input *input = self.at(i)
         cdef Fingerprints *known = NULL
-        if self.writer.link_type < 0:
+        if self.order.writer.link_type < 0:
             raise ValueError("the merge has not been started")
         self.enter()
         try:
@@ -308,10 +265,10 @@ cdef class Merge:
             input.reader.seam = known
             self.seams[i] = seam
             input.ended = False
-            self.open_count += 1
+            self.order.open_count += 1
             input.watermark = plus(since_ns, input.reader.shift_ns)
             if not input.suspended:
-                ranking_set(&self.watermarks, <uint32_t>i, input.watermark)
+                ranking_set(&self.order.watermarks, <uint32_t>i, input.watermark)
         finally:
             self.busy = False
 
@@ -349,16 +306,19 @@ cdef class Merge:
 
     @property
     def released_ns(self):
-        return self.last_ns
+        return self.order.last_ns
 
     def undescribed(self):
-        cdef uint32_t number
+        cdef uint32_t i
+        cdef uint32_t number = 0
         self.enter()
         try:
-            if not self.may_release() or self.description_of_first() != NULL:
+            if not order_may_release(&self.order):
                 return None
-            number = self.heads.entries[0].number
-            return number, self.index_of_first(number)
+            i = self.order.heads.entries[0].number
+            if order_described(&self.order, &self.order.inputs[i], &number):
+                return None
+            return i, order_index(&self.order, &self.order.inputs[i])
         finally:
             self.busy = False
 
@@ -419,46 +379,48 @@ cdef class Merge:
         self.at(i)
         self.enter()
         self.end(<uint32_t>i)
-        self.forget(<uint32_t>i)
-        ranking_remove(&self.heads, <uint32_t>i)
+        order_forget(&self.order, <uint32_t>i)
+        ranking_remove(&self.order.heads, <uint32_t>i)
         self.bury()
         self.busy = False
 
     def advance(self, Py_ssize_t i, int64_t timestamp_ns):
         self.at(i)
         self.enter()
-        self.raise_watermark(<uint32_t>i, timestamp_ns)
+        order_advance(&self.order, <uint32_t>i, timestamp_ns)
         self.busy = False
 
     def start(self, uint32_t link_type):
         cdef uint32_t number
-        if self.writer.link_type >= 0:
+        cdef const Input *input
+        if self.order.writer.link_type >= 0:
             raise ValueError("the merge has been started")
-        for number in range(self.count):
+        for number in range(self.order.count):
+            input = &self.order.inputs[number]
             # What has ended with nothing left has nothing to be converted.
-            if queue_count(&self.inputs[number].reader.queue) or not self.inputs[number].ended:
-                if not fits(self.inputs[number].reader.link_type, link_type):
+            if queue_count(&input.reader.queue) or not input.ended:
+                if not fits(input.reader.link_type, link_type):
                     raise ValueError(
-                        f"input {number} has link type {self.inputs[number].reader.link_type},"
+                        f"input {number} has link type {input.reader.link_type},"
                         f" which cannot become {link_type}"
                     )
-        self.writer.link_type = link_type
-        for number in range(self.count):
-            self.inputs[number].reader.output_link = link_type
+        self.order.writer.link_type = link_type
+        for number in range(self.order.count):
+            self.order.inputs[number].reader.output_link = link_type
 
     def data_to_send(self):
         cdef PyObject *data
         self.enter()
         try:
-            if not self.may_release() or self.description_of_first() == NULL:
+            if not order_may_release(&self.order):
                 return b""
             data = PyBytes_FromStringAndSize(NULL, OUTPUT_SIZE)
-            self.writer.data = <uint8_t *>PyBytes_AS_STRING(data)
-            self.writer.size = 0
+            self.order.writer.data = <uint8_t *>PyBytes_AS_STRING(data)
+            self.order.writer.size = 0
             with nogil:
-                self.release()
+                order_release(&self.order)
             self.bury()
-            _PyBytes_Resize(&data, <Py_ssize_t>self.writer.size)
+            _PyBytes_Resize(&data, <Py_ssize_t>self.order.writer.size)
             result = <bytes>data
             Py_DECREF(result)  # the reference that `data` was
             return result
@@ -473,7 +435,7 @@ cdef class Merge:
         return held(self.at(i))
 
     def lagging(self):
-        return self.watermarks.entries[0].number if self.watermarks.count else -1
+        return self.order.watermarks.entries[0].number if self.order.watermarks.count else -1
 
     def counters(self, Py_ssize_t i):
         cdef Input *input = self.at(i)
@@ -493,14 +455,14 @@ cdef class Merge:
 
     @property
     def done(self):
-        return self.exhausted() or not (self.open_count or self.heads.count)
+        return order_exhausted(&self.order) or not (self.order.open_count or self.order.heads.count)
 
     # --- Taking in ---
 
     cdef Input *at(self, Py_ssize_t i) except NULL:
-        if not 0 <= i < self.count:
+        if not 0 <= i < self.order.count:
             raise IndexError(f"there is no input {i}")
-        return &self.inputs[i]
+        return &self.order.inputs[i]
 
     cdef int enter(self) except -1:
         # Without the GIL in the loops two threads could meet in here.
@@ -511,7 +473,7 @@ cdef class Merge:
 
     cdef int feed(self, uint32_t number, bytes data, size_t start) except -1:
         """Read `data` from `start` on: what is whole of it is in the queue afterwards."""
-        cdef Input *input = &self.inputs[number]
+        cdef Input *input = &self.order.inputs[number]
         cdef Reader *reader = &input.reader
         cdef const uint8_t *octets = <const uint8_t *><const char *>data
         cdef size_t size = <size_t>len(data) - start
@@ -527,10 +489,10 @@ cdef class Merge:
         reader.held += chunk.cost
         with nogil:
             reader_feed(reader, chunk, octets + start, size)
-            self.drop(input, chunk)
+            order_drop(&self.order, input, chunk)
         self.bury()
-        self.rank(number)
-        self.move(number)
+        order_rank(&self.order, number)
+        order_move(&self.order, number)
         if reader.fault:
             self.end(number)
         elif reader.seam != NULL and (
@@ -542,201 +504,26 @@ cdef class Merge:
         check(reader)
         return 0
 
-    cdef void move(self, uint32_t number) noexcept nogil:
-        """Move the watermark to where records and heartbeats have brought it."""
-        cdef const Reader *reader = &self.inputs[number].reader
-        if reader.newest_ns >= 0:
-            self.raise_watermark(
-                number, plus(reader.newest_ns, reader.shift_ns) - self.disorder_ns
-            )
-        if reader.trusted and reader.statistics.count:
-            self.raise_watermark(
-                number, plus(reader.statistics.promised_ns, reader.shift_ns)
-            )
-
-    cdef void raise_watermark(self, uint32_t number, int64_t timestamp_ns) noexcept nogil:
-        cdef Input *input = &self.inputs[number]
-        if not input.ended and timestamp_ns > input.watermark:
-            input.watermark = timestamp_ns
-            if not input.suspended:
-                ranking_set(&self.watermarks, number, timestamp_ns)
-
-    cdef void rank(self, uint32_t number) noexcept nogil:
-        """Put the input where its first record belongs."""
-        cdef const Record *first = queue_first(&self.inputs[number].reader.queue)
-        if first == NULL:
-            ranking_remove(&self.heads, number)
-        else:
-            ranking_set(&self.heads, number, first.timestamp_ns)
-
     cdef void end(self, uint32_t number) noexcept:
-        cdef Input *input = &self.inputs[number]
+        cdef Input *input = &self.order.inputs[number]
         if not input.ended:
-            self.open_count -= 1
+            self.order.open_count -= 1
         input.ended = True
-        ranking_remove(&self.watermarks, number)
+        ranking_remove(&self.order.watermarks, number)
         reader_close(&input.reader)
         input.reader.seam = NULL
         self.seams[number] = None
 
-    cdef void forget(self, uint32_t number) noexcept:
-        """Let go all that the input holds, but for its place in the rankings."""
-        cdef Input *input = &self.inputs[number]
-        cdef const Record *first
-        cdef Chunk *chunk
-        reader_close(&input.reader)
-        while True:
-            first = queue_first(&input.reader.queue)
-            if first == NULL:
-                return
-            chunk = first.chunk
-            queue_pop(&input.reader.queue, &self.pool)
-            self.drop(input, chunk)
-
-    cdef void drop(self, Input *input, Chunk *chunk) noexcept nogil:
-        """Let go one hold on a chunk; after the last it is dead."""
-        chunk.live -= 1
-        if chunk.live == 0:
-            input.reader.held -= chunk.cost
-            chunk.next = self.dead
-            self.dead = chunk
-
     cdef void bury(self) noexcept:
         cdef Chunk *chunk
-        while self.dead != NULL:
-            chunk = self.dead
-            self.dead = chunk.next
+        while self.order.dead != NULL:
+            chunk = self.order.dead
+            self.order.dead = chunk.next
             if chunk.owner != NULL:
                 Py_DECREF(<object>chunk.owner)
             else:
                 free(chunk.data)
             free(chunk)
-
-    # --- Letting out ---
-
-    cdef bint exhausted(self) noexcept nogil:
-        return self.max_packets != 0 and self.released >= self.max_packets
-
-    cdef bint in_turn(self, const Entry *head) noexcept nogil:
-        """Whether nothing that still comes belongs before this first record."""
-        if self.watermarks.count == 0 or head.key < self.last_ns:
-            return True
-        # An input can still deliver a record at its watermark itself. That one belongs
-        # before the head when its input has the lower number, so that is what decides.
-        return not ranks_before(&self.watermarks.entries[0], head)
-
-    cdef int64_t crowded(self) noexcept nogil:
-        """Return an input that is over its limit and forces the merge on, or -1."""
-        cdef uint32_t number
-        cdef Input *input
-        for number in range(self.count):
-            input = &self.inputs[number]
-            if (
-                held(input) > input.max_bytes
-                and not input.ended
-                and queue_count(&input.reader.queue)
-                and (
-                    input.live
-                    or (
-                        not input.suspended
-                        and input.watermark == self.watermarks.entries[0].key
-                    )
-                )
-            ):
-                return number
-        return -1
-
-    cdef bint may_release(self) noexcept nogil:
-        if self.writer.link_type < 0 or self.heads.count == 0 or self.exhausted():
-            return False
-        return self.in_turn(&self.heads.entries[0]) or self.crowded() >= 0
-
-    cdef uint32_t index_of_first(self, uint32_t number) noexcept nogil:
-        """Return which interface of the input its first record, which is there, is of."""
-        cdef Input *input = &self.inputs[number]
-        cdef uint32_t index
-        if not self.per_interface:
-            return 0
-        index = interface_index(&self.writer, queue_first(&input.reader.queue))
-        if descriptions_full(&input.descriptions) and (
-            descriptions_find(&input.descriptions, index) == NULL
-        ):
-            return 0
-        return index
-
-    cdef const Description *description_of_first(self) noexcept nogil:
-        """Return what the first record, which is there, is described by, or NULL."""
-        cdef uint32_t number = self.heads.entries[0].number
-        if not self.writer.pcapng:
-            return &NOT_NEEDED
-        return descriptions_find(
-            &self.inputs[number].descriptions, self.index_of_first(number)
-        )
-
-    cdef void release(self) noexcept nogil:
-        """Write records until the output is full or nothing may leave."""
-        cdef int64_t forcing = -1
-        cdef uint32_t number
-        cdef Input *input
-        cdef const Record *record
-        cdef const Description *description
-        cdef int64_t written
-        cdef bint cut = False
-        cdef Chunk *chunk
-        while self.heads.count and not self.exhausted():
-            if not self.in_turn(&self.heads.entries[0]):
-                if forcing < 0 or not (
-                    held(&self.inputs[forcing]) > self.inputs[forcing].max_bytes
-                    and queue_count(&self.inputs[forcing].reader.queue)
-                ):
-                    forcing = self.crowded()
-                    if forcing < 0:
-                        return
-            number = self.heads.entries[0].number
-            input = &self.inputs[number]
-            record = queue_first(&input.reader.queue)
-            description = self.description_of_first()
-            if description == NULL:
-                return
-            written = writer_put(&self.writer, record, description.number, &cut)
-            if written == NO_ROOM:
-                return
-            input.packets += 1
-            input.octets += <uint64_t>written
-            input.cut += <uint64_t>cut
-            self.released += 1
-            if record_refilled(record):
-                input.refilled += 1
-            elif record.timestamp_ns < self.last_ns:
-                input.late += 1
-            else:
-                self.last_ns = record.timestamp_ns
-            chunk = record.chunk
-            queue_pop(&input.reader.queue, &self.pool)
-            self.drop(input, chunk)
-            record = queue_first(&input.reader.queue)
-            if record == NULL:
-                ranking_remove(&self.heads, number)
-            else:
-                # By the time its turn comes, it is here: with many inputs each record
-                # is where the processor does not expect it. A hint, never a fault.
-                prefetch(record.data)
-                prefetch(record.data + 64)
-                prefetch(record + 1)
-                ranking_sink_first(&self.heads, record.timestamp_ns)
-
-
-cdef inline size_t held(const Input *input) noexcept nogil:
-    return input.reader.held + input.reader.queue.memory
-
-
-cdef inline int64_t plus(int64_t one, int64_t other) noexcept nogil:
-    """The sum of two times, or the nearest to it that 64 bits hold."""
-    if other > 0 and one > INT64_MAX - other:
-        return INT64_MAX
-    if other < 0 and one < INT64_MIN - other:
-        return INT64_MIN
-    return one + other
 
 
 cdef given(const Statistics *statistics, uint32_t code):

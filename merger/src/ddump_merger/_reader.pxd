@@ -2,10 +2,10 @@
 #
 # The reader of one input: where it is in its capture, and where its records go.
 #
-# How bytes become records is `_intake.pxd`. A reader reads one capture after the other: `reader_reset` begins the next one, and
-# the queue stays. The clock of the captures may be another than that of the merge:
-# records are queued with `shift_ns` added, all else here is by their own clock. Nothing
-# here needs the GIL.
+# How bytes become records is `_intake.pxd`. A reader reads one capture after the other:
+# `reader_reset` begins the next one, and the queue stays. The clock of the captures may
+# be another than that of the merge: records are queued with `shift_ns` added, all else
+# here is by their own clock. Nothing here needs the GIL.
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
