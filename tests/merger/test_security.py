@@ -158,7 +158,7 @@ async def test_a_tls_stream_that_is_cut(authority, context):
         await exchange.chunk(pcap(RECORDS))
 
     async with serving(script, context=context) as server:
-        result = await run("--ca", authority.cert, server.url)
+        result = await run("--no-reconnect", "--ca", authority.cert, server.url)
     assert result.code == 4
     assert parse_pcap(result.out) == RECORDS
     assert "the connection ended before the stream did" in result.err

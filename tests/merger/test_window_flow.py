@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import struct
 import time
 from urllib.parse import parse_qs, urlsplit
@@ -12,15 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import pytest
 
-from ddump_common.answers import (
-    Memory,
-    Problem,
-    Status,
-    StreamInfo,
-    StreamState,
-    Totals,
-)
+from ddump_common.answers import Problem
+from ddump_common.api import MEDIA_TYPE_PCAPNG
+from ddump_common.note import EndReason
 from ddump_common.timespec import parse_time
+from support.beats import Beats
 from support.captures import Record, parse_pcap, pcap, pcap_header, pcap_record
 from support.commands import environment, interrupted, resident_kilobytes, run, started
 from support.servers import PCAP, answer, capture, serving
@@ -36,51 +31,25 @@ GAP = (
 )
 
 
-def status(number=7, *, time_ns=START, **fields):
-    """Return a worker's status with one stream."""
-    stream = StreamInfo(
-        id=number, client="c", state=StreamState.RUNNING, filter="", started_ns=0,
-        packets=0, bytes=0, interface_dropped=0, buffer_bytes=0, window=True,
-        **{"dropped": 0, **fields},
-    )  # fmt: skip
-    return msgspec.json.encode(
-        Status(
-            host="h", version="0", started_ns=0, time_ns=time_ns, connections=1,
-            max_connections=1, max_streams=1, states={}, streams=[stream],
-            memory=Memory(used_bytes=0, limit_bytes=0),
-            totals=Totals(
-                packets=0, bytes=0, dropped=0, interface_dropped=0, streams=0, refused=0
-            ),
-        )
-    )  # fmt: skip
-
-
 class Ring:
-    """A worker's ring: sends what a test puts, and its status is what a test says."""
+    """A ring that sends what a test puts: in pcapng with ``beats``, which are trusted."""
 
-    def __init__(self, *pieces, header=None, number="7", told=None):
+    def __init__(self, *pieces, header=None, beats=None):
         self.queue = asyncio.Queue()
         self.asked = asyncio.Event()
-        self.told = told
-        self.accounts = asyncio.Queue()
         self._headers = {"Content-Type": PCAP, "Transfer-Encoding": "chunked"}
-        if number is not None:
-            self._headers["Ddump-Stream"] = number
+        self._begin = pcap_header()
+        if beats is not None:
+            self._headers |= {"Content-Type": MEDIA_TYPE_PCAPNG, "Ddump-Stream": "7"}
+            self._begin = beats.header
         if header is not None:
             self._headers["Ddump-Window"] = header
         for piece in pieces:
             self.queue.put_nowait(piece)
 
     async def __call__(self, exchange):
-        if exchange.request.target.startswith("/api/"):
-            self.accounts.put_nowait(None)
-            if self.told is None:
-                await exchange.answer("404 Not Found")
-            else:
-                await exchange.answer("200 OK", self.told())
-            return
         await exchange.head("200 OK", self._headers)
-        await exchange.chunk(pcap_header())
+        await exchange.chunk(self._begin)
         self.asked.set()
         while (data := await self.queue.get()) is not None:
             await exchange.chunk(data)
@@ -163,7 +132,7 @@ async def test_gaps_are_said_and_make_it_incomplete(quiet):
         "ddump: web1: the ring may lack what came "
         "from 2023-11-22 15:04:10 to 2023-11-22 15:05:20 (1m10s)"
     )
-    assert len(said) == (1 if quiet else 4)
+    assert len(said) == (1 if quiet else 5)
 
 
 async def test_a_header_that_is_wrong_is_said_and_nothing_is_known():
@@ -178,7 +147,7 @@ async def test_a_header_that_is_wrong_is_said_and_nothing_is_known():
 
 
 async def test_who_sends_no_header_is_not_asked_for_one():
-    async with served(Ring(None, number=None)) as (url,):
+    async with served(Ring(None)) as (url,):
         result = await run("--last", "5m", f"a={url}")
     assert result.code == 0
     assert result.err == "a: 0 packets received, - dropped by kernel, 0 late\n"
@@ -186,8 +155,14 @@ async def test_who_sends_no_header_is_not_asked_for_one():
 
 @pytest.mark.parametrize("quiet", [[], ["-q"]])
 async def test_what_was_overwritten_is_said_and_makes_it_incomplete(quiet):
+    beats = Beats(START)
     ring = Ring(
-        records_of(*RECORDS), None, told=lambda: status(dropped=5, skipped=1234)
+        beats.packets(*RECORDS),
+        beats.heartbeat(
+            START + SECOND, ended=EndReason.COMPLETE, dropped=5, skipped=1234
+        ),
+        None,
+        beats=beats,
     )
     async with served(ring) as (url,):
         result = await run(*quiet, "--last", "5m", f"web1={url}")
@@ -314,16 +289,21 @@ async def test_a_window_that_is_silent_for_too_long_is_named():
 
 
 async def test_a_worker_that_goes_on_is_waited_for_beyond_the_timeout():
-    positions = itertools.count(START)
-    ring = Ring(told=lambda: status(position_ns=next(positions)))
+    """It finds nothing for five timeouts, and says so."""
+    beats = Beats(START)
+    ring = Ring(beats=beats)
     async with (
         served(ring) as (url,),
-        started("--timeout", "200ms", f"{url}/ring") as p,
+        started("--timeout", "400ms", f"{url}/ring") as p,
     ):
         async with asyncio.timeout(10):
-            for _ in range(10):  # a second: five timeouts
-                await ring.accounts.get()
-            ring.put(*RECORDS)
+            for n in range(20):
+                ring.queue.put_nowait(beats.heartbeat(START - SECOND + n))
+                await asyncio.sleep(0.1)  # the rate
+            ring.queue.put_nowait(beats.packets(*RECORDS))
+            ring.queue.put_nowait(
+                beats.heartbeat(START + SECOND, ended=EndReason.COMPLETE)
+            )
             ring.end()
             out, err = await p.communicate()
     assert p.returncode == 0, err
@@ -448,30 +428,34 @@ async def test_a_window_that_is_ahead_is_held_by_tcp_and_costs_no_memory():
 
 
 async def test_following_begins_with_the_past_and_goes_on_live():
-    """While one reads its past, the other waits; then silence holds back no longer."""
-    behind = 60 * SECOND
-
-    def told():
-        return status(time_ns=START, position_ns=START - behind)
-
-    sparse, busy = Ring(told=told), Ring(records_of(*RECORDS[100:]), told=told)
+    """While one reads its past, the other waits; then its heartbeats let go of it."""
+    beats = [Beats(START), Beats(START)]
+    sparse, busy = (Ring(beats=each) for each in beats)
     async with (
         served(sparse, busy) as (a, b),
         started("--last", "5m", "--follow", "--hold", "200ms", a, b) as process,
     ):
         await sparse.asked.wait()
-        async with asyncio.timeout(10):
-            for _ in range(5):  # five holds of silence
-                await sparse.accounts.get()
-        sparse.put(*RECORDS[:100])
-        behind = 0
+        busy.queue.put_nowait(
+            beats[1].packets(*RECORDS[100:]) + beats[1].heartbeat(time.time_ns())
+        )
+        assert await process.stdout.readexactly(24) == pcap_header()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):  # five holds of silence
+                await process.stdout.readexactly(1)
+        sparse.queue.put_nowait(
+            beats[0].packets(*RECORDS[:100]) + beats[0].heartbeat(time.time_ns())
+        )
         async with asyncio.timeout(5):
-            data = await process.stdout.readexactly(24 + len(records_of(*RECORDS)))
-        assert parse_pcap(data) == RECORDS
+            data = await process.stdout.readexactly(len(records_of(*RECORDS)))
+        assert data == records_of(*RECORDS)
         for n in range(3):
             record = Record(time.time_ns() // 1000 * 1000, b"%d" % n)
-            busy.put(record)
-            async with asyncio.timeout(2):
+            busy.queue.put_nowait(
+                beats[1].packets(record) + beats[1].heartbeat(record.timestamp_ns + 1)
+            )
+            sparse.queue.put_nowait(beats[0].heartbeat(record.timestamp_ns + 1))
+            async with asyncio.timeout(0.9):
                 data = await process.stdout.readexactly(17)
             assert data == pcap_record(record)
         result = await interrupted(process)
@@ -480,7 +464,7 @@ async def test_following_begins_with_the_past_and_goes_on_live():
 
 
 async def test_who_follows_and_tells_nothing_is_live_at_once():
-    silent, busy = Ring(number=None), Ring(number=None)
+    silent, busy = Ring(), Ring()
     async with (
         served(silent, busy) as (a, b),
         started("--follow", "--hold", "200ms", a, b) as process,

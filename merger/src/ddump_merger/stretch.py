@@ -135,7 +135,7 @@ class Stretch:
             self._since_ns = self.promised_ns
         elif not self._lane.source.trusted and newest_ns >= 0:
             self._since_ns = newest_ns
-        self._books.close()
+        self._close_books()
         self._merge.suspend(index)
         self.suspended = True
         self.outages.begin(begin_ns=self._since_ns or 0, reason=f"{reason}")
@@ -216,6 +216,17 @@ class Stretch:
             # What a heartbeat would have told is told by the end.
             end_ns = self.outages.last.end_ns or self.present_ns()
             self.outages.check(end_ns, self._books.current)
+        self._close_books()
+
+    def _close_books(self) -> None:
+        if skipped := self._books.current.skipped:
+            logger.error(
+                "%s: up to %d packets of the window could no longer be read from "
+                "the ring",
+                self._lane.name,
+                skipped,
+            )
+        self._books.close()
 
     # What is learned
 
