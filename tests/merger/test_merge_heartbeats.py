@@ -77,7 +77,7 @@ def test_what_the_workers_blocks_say():
     merge.receive_data(0, last.serialize())
     assert merge.heartbeat(0) == Heartbeat(
         promised_ns=BASE + S,
-        count=2,
+        blocks=2,
         read=2,
         started_ns=BASE - 7,
         ended_ns=BASE + 3,
@@ -88,7 +88,7 @@ def test_what_the_workers_blocks_say():
         comment=b"ended: packets",
     )
     merge.receive_eof(0)
-    assert merge.heartbeat(0).count == 2  # still to be asked for
+    assert merge.heartbeat(0).blocks == 2  # still to be asked for
 
 
 @pytest.mark.parametrize("byte_order", "<>")

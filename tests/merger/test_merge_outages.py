@@ -283,7 +283,7 @@ def test_trust_and_refill_end_with_the_capture():
     merge.trust(0)
     assert merge.watermark(0) == 0
     merge.receive_data(0, NG + statistics(2 * S) + statistics(S))
-    assert merge.heartbeat(0).count == 2
+    assert merge.heartbeat(0).blocks == 2
     assert merge.counters(0).backwards == 2  # of both captures
 
 

@@ -246,7 +246,7 @@ def test_editcap_and_capinfos_read_the_same_statistics(
     copy = tmp_path / "b.pcapng"
     run("editcap", "-F", "pcapng", path, str(copy))
     ours, theirs = heartbeat_of(capture), heartbeat_of(copy.read_bytes())
-    assert (ours.count, ours.read) == (1, 0)
+    assert (ours.blocks, ours.read) == (1, 0)
     assert ours.delivered == 8 << 33
     assert theirs == ours._replace(read=1)  # it writes them behind all packets
 
@@ -284,7 +284,7 @@ def test_what_dumpcap_counts_is_read(tmp_path):
                     sender.sendto(b"counted", ("127.0.0.1", port))
             assert process.wait(10) == 0
     beat = heartbeat_of(path.read_bytes())
-    assert (beat.count, beat.read, beat.received, beat.interface_dropped) == (
+    assert (beat.blocks, beat.read, beat.received, beat.interface_dropped) == (
         1,
         5,
         5,

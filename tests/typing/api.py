@@ -14,7 +14,7 @@ from ddump_common.timespec import LOCAL, format_time, parse_time
 from ddump_common.tls import client_context
 from ddump_common.units import parse_duration, parse_size
 from ddump_common.window import Interval, WindowReport
-from ddump_merger._merge import Merge
+from ddump_merger._merge import Merge, Seam
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -71,6 +71,16 @@ def merged(captures: list[bytes]) -> bytes:
     while part := merge.data_to_send():
         parts.append(part)
     return b"".join(parts)
+
+
+def taken_up(merge: Merge, kept: bytes) -> str:
+    offset, first, newest = merge.progress(0)
+    seam = Seam(since_ns=merge.watermark(0))
+    seam.receive_data(kept[:first] + kept[offset:])
+    merge.reopen(0, since_ns=newest, seam=seam)
+    beat = merge.heartbeat(0)
+    dropped: int | None = None if beat is None else beat.dropped
+    return f"{dropped} {len(seam)} {merge.counters(0).joined}"
 
 
 def context() -> SSLContext:

@@ -29,14 +29,14 @@ class Counters(NamedTuple):
 class Heartbeat(NamedTuple):
     """The last statistics block of the capture that an input reads now.
 
-    Times are the input's own, not shifted. ``count`` is how many have come, ``read``
+    Times are the input's own, not shifted. ``blocks`` is how many have come, ``read``
     how many packets had come before it. ``promised_ns`` is the greatest time of any:
     nothing earlier follows. Options that were not given are ``None``; a long
     ``comment`` is cut.
     """
 
     promised_ns: int
-    count: int
+    blocks: int
     read: int
     started_ns: int | None
     ended_ns: int | None
