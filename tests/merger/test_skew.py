@@ -102,7 +102,10 @@ def telling(shift_ns=0, *, late_ns=0, status="200 OK"):
 
 @contextlib.asynccontextmanager
 async def asking(script):
-    async with serving(script) as server, open_session(None) as session:
+    async with (
+        serving(script, tells_time=True) as server,
+        open_session(None) as session,
+    ):
         yield server, session
 
 
