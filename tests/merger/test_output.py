@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +128,26 @@ def test_the_umask_decides_who_reads_it(tmp_path):
         check=True,
     )  # fmt: skip
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_written_to_both_would_be_mixed(tmp_path, stdout):
+    one, same = Output(tmp_path / "a"), Output(tmp_path / "a")
+    other = Output(tmp_path / "b")
+    assert one.is_same(same)
+    assert not one.is_same(other)
+    reader, writer = os.pipe()
+    piped, again = Output(stdout(writer) and None), Output(Path(f"/dev/fd/{writer}"))
+    assert piped.is_same(again)
+    assert not piped.is_same(one)
+    again.close()
+    os.close(reader)
+    os.close(writer)
+    for each in (one, same, other):
+        each.close()
+
+
+def test_devices_may_be_shared():
+    one, same = Output(Path("/dev/null")), Output(Path("/dev/null"))
+    assert not one.is_same(same)
+    one.close()
+    same.close()
