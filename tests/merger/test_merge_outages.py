@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from ddump_common.errors import BadMagicError, CorruptError, FormatError, TruncatedError
@@ -592,3 +594,42 @@ def test_a_seam_of_many_that_are_one_or_nearly():
     merge.receive_data(0, HEADER + rising + equal)
     assert merge.counters(0).joined == 2 * count
     assert merge.data_to_send() == b""
+
+
+def test_a_merge_is_not_changed_while_a_loop_runs():
+    merge = started(1)
+    chunk = b"".join(record(S, b"") for n in range(200_000))
+    used = Seam(0)
+    other = started(1)
+    other.reopen(0, since_ns=0, seam=used)
+    calls = {
+        "trust": lambda: merge.trust(0),
+        "shift": lambda: merge.shift(0, 0),
+        "suspend": lambda: merge.suspend(0),
+        "resume": lambda: merge.resume(0),
+        "refill": lambda: merge.refill(0, 0),
+        "reopen": lambda: merge.reopen(0, since_ns=0, seam=used),
+        "undescribed": merge.undescribed,
+        "describe": lambda: merge.describe(0, 0, 0),
+    }
+    told = {}
+    enough = threading.Event()
+
+    def work():
+        while not enough.is_set():
+            merge.receive_data(0, chunk)
+            drain(merge)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while thread.is_alive() and told.keys() != calls.keys():
+        for name, call in calls.items():
+            try:
+                call()
+            except RuntimeError as exc:
+                told[name] = str(exc)
+            except ValueError:  # the seam was used: what is not busy refuses it
+                assert name == "reopen"
+    enough.set()
+    thread.join()
+    assert told == dict.fromkeys(calls, "a merge cannot be used by two threads at once")
