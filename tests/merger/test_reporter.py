@@ -7,9 +7,15 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
+from ddump_common.errors import ExitCode, OutputError, UsageError
+from ddump_merger.config import Config
+from ddump_merger.counters import Counters
+from ddump_merger.reporter import Reporter
+from ddump_merger.target import parse_target
 from support.captures import Record, parse_pcap, pcap
 from support.commands import COMMAND, environment, run, started
 from support.servers import answer, capture, refusing_port, serving
@@ -28,6 +34,60 @@ def source(tmp_path):
 @pytest.fixture
 def report(tmp_path):
     return tmp_path / "report.json"
+
+
+def configured(source, report):
+    return Config(targets=(parse_target(str(source)),), report=report)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "error"),
+    [
+        (OutputError("full"), 5, "full"),
+        (BrokenPipeError(), 0, "the reader of the output has gone"),
+        (KeyboardInterrupt(), 130, "KeyboardInterrupt"),
+        (BaseExceptionGroup("", [OutputError("full"), LookupError("x")]), 5,
+         "full; LookupError"),
+    ],
+)  # fmt: skip
+def test_it_tells_what_ended_the_run(source, report, raised, code, error):
+    with pytest.raises(type(raised)), Reporter(configured(source, report)):
+        raise raised
+    told = json.loads(report.read_text())
+    assert (told["exit_code"], told["error"]) == (code, error)
+    assert [each["name"] for each in told["targets"]] == [str(source)]
+
+
+def test_it_tells_how_the_run_ended(source, report):
+    with Reporter(configured(source, report)) as reporter:
+        reporter.watch([], lambda _: Counters())
+        assert reporter.end(ExitCode.INCOMPLETE) is ExitCode.INCOMPLETE
+    told = json.loads(report.read_text())
+    assert (told["exit_code"], told["error"], told["targets"]) == (4, None, [])
+
+
+def test_without_one_nothing_is_written(source, tmp_path):
+    with Reporter(configured(source, None)) as reporter:
+        assert reporter.output is None
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_new_one_is_removed_after_wrong_usage(source, report):
+    reporter = Reporter(configured(source, report))
+    assert report.exists()
+    with pytest.raises(UsageError), reporter:
+        raise UsageError("wrong")
+    assert not report.exists()
+
+
+def test_where_there_is_no_room(source, caplog):
+    full = configured(source, Path("/dev/full"))
+    message = "cannot write /dev/full: No space"
+    with pytest.raises(OutputError, match=message), Reporter(full):
+        pass
+    with pytest.raises(BrokenPipeError), Reporter(full):
+        raise BrokenPipeError
+    assert "cannot write /dev/full" in caplog.text
 
 
 async def test_of_a_run_that_went_well(tmp_path, source, report):
