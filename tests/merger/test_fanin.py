@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,130 +15,14 @@ from ddump_common.errors import (
     UnreachableError,
 )
 from ddump_common.note import EndReason
-from ddump_common.pcap import Precision
 from ddump_common.window import Interval, WindowReport
-from ddump_merger._merge import Merge
-from ddump_merger.config import Config
-from ddump_merger.fanin import Fanin
-from ddump_merger.header import OutputHeader
-from ddump_merger.lane import Lane, LaneState
+from ddump_merger.lane import LaneState
 from ddump_merger.output import Output
-from ddump_merger.sink import Sink
-from ddump_merger.target import HttpTarget, parse_target
 from support.beats import Beats
 from support.captures import Record, parse_pcap, pcap, pcap_header, pcap_record, section
+from support.scripted import SECOND, START, Forever, Run, Script, until
 
-if TYPE_CHECKING:
-    from ddump_merger.skew import Skew
-
-START = 1_700_000_000_000_000_000
-SECOND = 1_000_000_000
 RECORDS = [Record(START + n * 1_000_000, b"%d" % n) for n in range(100)]
-
-
-class Forever:
-    """A step that never ends."""
-
-
-@dataclass
-class Script:
-    """A source whose reads are given: bytes, errors, or things to wait for."""
-
-    steps: list = field(default_factory=list)
-    opening: object = None
-    unread: list[bytes] = field(default_factory=list)
-    closed: int = 0
-    reads: int = 0
-    window: WindowReport | None = None
-    trusted: bool = False
-    bounded: bool = False
-    host: str = ""
-    sample: Skew | None = None
-    target: HttpTarget | None = None
-
-    async def open(self):
-        await self._take(self.opening)
-
-    async def read(self):
-        self.reads += 1
-        await asyncio.sleep(0)  # as sockets and threads do: others have their turn
-        while self.steps:
-            step = self.steps[0]
-            if not isinstance(step, bytes):
-                await self._take(step)  # who gives up waiting finds it again
-            self.steps.pop(0)
-            if isinstance(step, bytes):
-                return step
-        return b""
-
-    async def _take(self, step):
-        match step:
-            case None:
-                pass
-            case Exception():
-                raise step
-            case asyncio.Event():
-                await step.wait()
-            case type() if step is Forever:
-                await asyncio.Event().wait()
-
-    def arrived(self):
-        return self.unread.pop(0) if self.unread else b""
-
-    def close(self):
-        self.closed += 1
-
-
-class Run:
-    """A fan-in with all that it needs; its output goes to a file."""
-
-    def __init__(self, path, scripts, output=None, peers=None, **options):
-        self.path = path
-        words = options.pop("words", None) or [
-            f"http://h{n}" for n in range(len(scripts))
-        ]
-        self.config = Config(
-            targets=tuple(parse_target(word) for word in words), output=path, **options
-        )
-        self.scripts = scripts
-        self.merge = Merge(
-            len(scripts),
-            disorder_ns=self.config.disorder_ns,
-            max_packets=self.config.count,
-        )
-        loop = asyncio.get_running_loop()
-        self.lanes = []
-        for index, (script, target) in enumerate(
-            zip(scripts, self.config.targets, strict=True)
-        ):
-            live = isinstance(target, HttpTarget) and target.live
-            self.merge.limit(index, self.config.buffer_bytes, live=live)
-            self.lanes.append(
-                Lane(
-                    index=index,
-                    target=target,
-                    source=script,
-                    live=live,
-                    heard=loop.time(),
-                )
-            )
-        self.sink = Sink(output or Output(path))
-        self.now_ns = START + 3600 * SECOND
-        header = OutputHeader(pcapng=False, precision=Precision.MICRO)
-        self.fanin = Fanin(
-            self.config, self.merge, self.lanes, self.sink, header,
-            peers=peers or {}, clock_ns=lambda: self.now_ns,
-        )  # fmt: skip
-
-    async def to_the_end(self):
-        async with asyncio.timeout(5):
-            await self.fanin.run()
-            await self.sink.close()
-        return self.path.read_bytes() if self.path.exists() else None
-
-    @property
-    def errors(self):
-        return [lane.error and str(lane.error) for lane in self.lanes]
 
 
 @pytest.fixture
@@ -149,12 +31,6 @@ def build(tmp_path):
         return Run(tmp_path / "out", scripts, **options)
 
     return build
-
-
-async def until(condition):
-    """Let the others go on until something holds; the test's timeout bounds it."""
-    while not condition():  # noqa: ASYNC110  # what is watched has no event
-        await asyncio.sleep(0)
 
 
 async def test_streams_to_their_ends(build):

@@ -37,8 +37,10 @@ __all__ = ["Stretch"]
 
 logger = logging.getLogger(__name__)
 
-# What the merge can shift by; a clock that is 146 years wrong is none.
+# What the merge can shift by; a clock that is 146 years wrong is none. And what one
+# can show: an answer from the network may say anything.
 _MAX_SHIFT_NS = 1 << 62
+_LATEST_NS = 1 << 62
 
 
 class Stretch:
@@ -85,7 +87,8 @@ class Stretch:
     def present_ns(self) -> int:
         """Return what the worker's clock shows now, as far as is known."""
         skew = self._lane.skew
-        return self._inlet.clock_ns() + (0 if skew is None else skew.offset_ns)
+        present_ns = self._inlet.clock_ns() + (0 if skew is None else skew.offset_ns)
+        return min(max(present_ns, 0), _LATEST_NS)
 
     # The life of a stream
 
