@@ -442,7 +442,7 @@ def test_what_came_before_is_left_out():
     [
         Record(S + 1, b"abc", 9),
         Record(S - 1, b"abc", 9),
-        Record(S, b"abd", 9),
+        Record(S, b"abx", 9),
         Record(S, b"abc", 10),
         Record(S, b"abc\0", 9),
         Record(S, b"ab", 9),
