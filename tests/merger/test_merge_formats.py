@@ -336,9 +336,7 @@ def test_the_last_nanosecond_of_63_bits():
             continue
         merge.receive_data(0, capture)
         merge.receive_eof(0)
-        assert parse_blocks(drain(merge)) == [
-            (0, (1 << 63) - 1, Record(0, b"data"))
-        ]
+        assert parse_blocks(drain(merge)) == [(0, (1 << 63) - 1, Record(0, b"data"))]
 
 
 # --- What is wrong ---
