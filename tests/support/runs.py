@@ -15,7 +15,7 @@ from support import commands, traffic, workers
 from support.programs import status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from support.namespaces import Host, Network
 
@@ -197,6 +197,16 @@ async def streaming(
 def _streams(host: Host, url: str) -> dict:
     with host.entered():
         return status(url)["states"]
+
+
+@contextlib.contextmanager
+def stopped(process: asyncio.subprocess.Process) -> Iterator[None]:
+    """Have a process do nothing until the body is done."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 @contextlib.asynccontextmanager

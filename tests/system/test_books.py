@@ -12,7 +12,7 @@ import pytest
 from support import traffic
 from support.namespaces import network
 from support.relay import relay
-from support.runs import generate, run, streaming, worker
+from support.runs import generate, run, stopped, streaming, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
@@ -53,16 +53,6 @@ def payloads(ended, number):
     seed = number.to_bytes(2, "big")
     found = [data[16 + 20 + 8 :] for _, _, data in ended.records]
     return [payload for payload in found if payload[:2] == seed]
-
-
-@contextlib.contextmanager
-def stopped(process):
-    """Have a process do nothing."""
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("ring", [False, True], ids=["live", "ring"])

@@ -29,9 +29,10 @@ OFFSETS = {
     "little": 2 * MILLISECOND,
     "lopsided": 12 * MILLISECOND,
 }
+RING = ("--ring-size", "64MB", "--segment-size", "1MB", "--ring-reserve", "1MB")
 WARNED = {"ahead", "behind", "some"}
 ASYMMETRY = 0.08
-ROUNDS = 40
+ROUNDS = 40  # of one packet to each host
 GAP_SECONDS = 0.01  # more than the estimates' errors, but for the last one's
 
 
@@ -130,3 +131,42 @@ async def test_corrected_clocks_give_the_true_order(tmp_path):
             continue
         shift = b"%d ns were added to all times" % -told["clock"]["offset_ns"]
         assert shift in ddump.output.read_bytes(), offset
+
+
+@pytest.mark.parametrize("clock", ["report", "correct"])
+async def test_a_broken_network_costs_nothing_whatever_the_clocks(tmp_path, clock):
+    """What is asked for again is asked for by the clock of who is asked."""
+    names = ("ahead", "behind", "right")
+    with network(len(names), prefix="ddump-tick") as net:
+        async with contextlib.AsyncExitStack() as stack:
+            urls = {}
+            for name, host in zip(names, net.hosts, strict=True):
+                offset = str(OFFSETS.get(name, 0))
+                started = await stack.enter_async_context(
+                    worker(
+                        host, "--ring-dir", tmp_path / name, *RING,
+                        program=[sys.executable, str(Path(skewed.__file__)), offset],
+                    )
+                )  # fmt: skip
+                urls[name] = started.url
+            ddump = await stack.enter_async_context(
+                run(net.client, tmp_path, "--clock", clock, "-f", traffic.FILTER,
+                    *map("=".join, urls.items()))
+            )  # fmt: skip
+            await streaming(net.client, urls.values())
+            async with asyncio.TaskGroup() as tasks:
+                sending = tasks.create_task(send_in_turn(net))
+                await asyncio.sleep(0.5)  # so long it goes well
+                for host in net.hosts:
+                    host.kill_connections(8475)
+            await ddump.until(len(sending.result()))
+            ended = await ddump.interrupted()
+    assert ended.code == 0, ended.said
+    found = [data[16 + 20 + 8 :] for _, _, data in ended.records]
+    assert sorted(found) == sending.result()
+    for name in names:
+        told = ended.target(name)
+        assert told["packets"] == ROUNDS
+        assert [outage["filled"] for outage in told["outages"]] == [True]
+        # While nobody was waited for, one clock had the output go ahead of the others.
+        assert told["late"] == 0 or clock == "report"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import time
 
@@ -15,7 +14,7 @@ from support import traffic
 from support.namespaces import network
 from support.pcapng_streams import PcapngStream
 from support.relay import relay
-from support.runs import generate, run, streaming, worker
+from support.runs import generate, run, stopped, streaming, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
@@ -123,16 +122,6 @@ async def test_a_worker_that_knows_no_heartbeats_is_waited_for_as_long_as_hold(
                 ended = await ddump.interrupted()
     assert ended.code == 0, ended.said
     assert len(ended.records) == 3
-
-
-@contextlib.contextmanager
-def stopped(process):
-    """Have a process do nothing."""
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
 
 
 async def test_promises_are_kept_whatever_stands_still(tmp_path):

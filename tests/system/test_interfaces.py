@@ -13,14 +13,18 @@ import pytest
 
 from support import traffic
 from support.namespaces import network
-from support.runs import generate, run, streaming, tcpdump, worker
+from support.runs import generate, run, stopped, streaming, tcpdump, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 COUNTS = {("web", "eth0"): 300, ("web", "feed"): 200,
           ("db", "eth0"): 150, ("db", "feed"): 250}  # fmt: skip
 DURATION = 3
-STATISTICS = 5
+STATISTICS = 5  # the type of the block; of the options in it,
+DROPPED = 7
+DELIVERED = 8
+NUMBER_OF_STATISTICS = "statistics"
+LOAD = 10_000
 
 
 def shown(path):
@@ -60,24 +64,31 @@ def statistics(path):
     return found
 
 
-def interface_names(path):
-    """Return what capinfos says of the file's interfaces: name, and statistics."""
+def interfaces(path):
+    """Return the counters of the file's interfaces, by the names that capinfos finds."""
     told = subprocess.run(
         ["capinfos", path], check=True, capture_output=True, text=True
-    ).stdout
-    names = re.findall(r"^ +Name = (.+)$", told, re.MULTILINE)
-    entries = re.findall(r"^ +Number of stat entries = (\d+)$", told, re.MULTILINE)
-    return dict(zip(names, map(int, entries), strict=True))
+    )
+    assert told.stderr == ""
+    names = re.findall(r"^ +Name = (.+)$", told.stdout, re.MULTILINE)
+    entries = re.findall(
+        r"^ +Number of stat entries = (\d+)$", told.stdout, re.MULTILINE
+    )
+    counters = statistics(path)
+    return {
+        name: counters[number] | {NUMBER_OF_STATISTICS: int(entry)}
+        for number, (name, entry) in enumerate(zip(names, entries, strict=True))
+    }
 
 
 @pytest.mark.parametrize("ring", [False, True], ids=["live", "ring"])
 async def test_each_interface_of_each_target_is_one_of_the_file(tmp_path, ring):
-    names = ("web", "db")
+    names = ("web", "db", "small")
     options = ["--ring-size", "8MB", "--segment-size", "1MB", "--ring-reserve", "1MB",
                "--ring-link", "sll2"]  # fmt: skip
     window = ["--since", "-1ms", "--follow"] if ring else []
     paths = {key: tmp_path / f"{'-'.join(key)}.pcap" for key in COUNTS}
-    with network(2, prefix="ddump-face") as net:
+    with network(3, prefix="ddump-face") as net:
         hosts = dict(zip(names, net.hosts, strict=True))
         async with contextlib.AsyncExitStack() as stack:
             devices, urls = {}, {}
@@ -85,6 +96,8 @@ async def test_each_interface_of_each_target_is_one_of_the_file(tmp_path, ring):
                 devices[name, "eth0"] = f"port{number}"
                 devices[name, "feed"] = stack.enter_context(net.feed(number))
                 more = [*options, "--ring-dir", tmp_path / name] if ring else []
+                if name == "small":
+                    more += ["--ring-buffer-size" if ring else "--buffer-size", "1MiB"]
                 started = await stack.enter_async_context(worker(host, *more))
                 urls[name] = started.url
             ddump = await stack.enter_async_context(
@@ -105,17 +118,28 @@ async def test_each_interface_of_each_target_is_one_of_the_file(tmp_path, ring):
                             generate(net, devices[name, interface], hosts[name],
                                      count, pace=500)
                         )  # fmt: skip
+                    with stopped(started.process):  # the small one's
+                        await generate(net, devices["small", "feed"], hosts["small"],
+                                       LOAD, pace=LOAD, size=1000)  # fmt: skip
             ended = await ddump.ended(pcapng=True)
     assert ended.code == 0, ended.said
     found = collections.defaultdict(list)
     for name, time in shown(ddump.output):
         found[name].append(time)
+    small = len(found.pop("small/feed"))
     recorded = {
         "/".join(key): [time for _, time in shown(path)] for key, path in paths.items()
     }
     assert found == recorded
-    entries = interface_names(ddump.output)
-    assert set(recorded) <= set(entries)
-    assert set(entries.values()) == {1}
-    delivered = sum(each.get(8, 0) for each in statistics(ddump.output).values())
-    assert delivered == sum(COUNTS.values())
+    told = interfaces(ddump.output)
+    assert set(told) == {*recorded, "small/feed"}
+    assert {each[NUMBER_OF_STATISTICS] for each in told.values()} == {1}
+    for name in names:
+        mine = [each for key, each in told.items() if key.startswith(f"{name}/")]
+        dropped = sum(each.get(DROPPED, 0) for each in mine)
+        delivered = sum(each.get(DELIVERED, 0) for each in mine)
+        sent = sum(count for (key, _), count in COUNTS.items() if key == name)
+        assert ended.target(name)["dropped"] == dropped
+        assert delivered + dropped == (sent or LOAD)
+        assert (dropped > 0) == (name == "small")
+    assert ended.target("small")["packets"] == small
