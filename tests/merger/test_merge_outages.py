@@ -477,6 +477,17 @@ def test_earlier_ones_are_not_kept():
     assert times(merge) == [S - 1]
 
 
+def test_received_counts_what_has_not_left_and_not_what_was_left_out():
+    merge = started(2)
+    merge.reopen(0, since_ns=0, seam=seam_of(pcapng([Record(S)])))
+    merge.receive_data(0, pcapng([Record(S), Record(2 * S), Record(3 * S)]))
+    assert merge.received(0) == 2
+    merge.advance(1, 3 * S)
+    assert times(merge) == [2 * S, 3 * S]
+    assert merge.received(0) == 2
+    assert merge.received(1) == 0
+
+
 def test_joined_records_are_read_like_others():
     merge = started(1)
     merge.reopen(0, since_ns=0, seam=seam_of(pcapng([Record(5 * S)])))
