@@ -72,8 +72,14 @@ class Tail:
             self._whole = offset
             self._marks.append((offset, newest_ns))
         while len(self) > self._max_bytes and len(self._marks) > 1:
-            start, self._forgotten_ns = self._marks.popleft()
+            start, forgotten_ns = self._marks.popleft()
+            self._forgotten_ns = max(self._forgotten_ns, forgotten_ns)
             self._drop_before(start)
+        if self._preamble is None and self._begin:
+            # What describes the packets is gone, so what is kept means nothing.
+            self._forgotten_ns = max(self._forgotten_ns, newest_ns)
+            self._marks.clear()
+            self._drop_before(self._end)
 
     def describe(self, first: int) -> None:
         """Keep what is before ``first`` for good: it says how the packets are written.
@@ -94,10 +100,12 @@ class Tail:
 
     def pieces(self) -> Iterator[bytes]:
         """Yield a capture of what is kept: what describes it, and then whole blocks."""
-        yield self._preamble or b""
+        if self._preamble:
+            yield self._preamble
         at = self._begin
         for chunk in self._chunks:
-            yield chunk[max(self._start - at, 0) : max(self._whole - at, 0)]
+            if piece := chunk[max(self._start - at, 0) : max(self._whole - at, 0)]:
+                yield piece
             at += len(chunk)
 
     def _drop_before(self, start: int) -> None:
