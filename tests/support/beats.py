@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ddump_common.note import EndReason, StreamNote
+from ddump_common.pcap import Precision
 from ddump_common.pcapng import InterfaceDescription, SectionHeader, Statistics
 from support.captures import SLL, Record, enhanced_packet
 
@@ -12,18 +13,26 @@ __all__ = ["Beats"]
 class Beats:
     """The pieces of one stream; it counts what it has sent, and says so truly."""
 
-    def __init__(self, started_ns: int, *, link_type: int = SLL) -> None:
+    def __init__(
+        self, started_ns: int, *, link_type: int = SLL, nano: bool = True
+    ) -> None:
         self.started_ns = started_ns
         self.sent = 0
+        self._precision = Precision.NANO if nano else Precision.MICRO
         self.header = (
             SectionHeader(application="ddump-worker 0").serialize()
-            + InterfaceDescription(link_type=link_type, name="any").serialize()
+            + InterfaceDescription(
+                link_type=link_type, name="any", precision=self._precision
+            ).serialize()
         )
 
     def packets(self, *records: Record) -> bytes:
         """Return the blocks of packets."""
         self.sent += len(records)
-        return b"".join(enhanced_packet(each.timestamp_ns, each) for each in records)
+        unit = 1 if self._precision is Precision.NANO else 1000
+        return b"".join(
+            enhanced_packet(each.timestamp_ns // unit, each) for each in records
+        )
 
     def heartbeat(
         self,
@@ -44,6 +53,7 @@ class Beats:
             time_ns=promised_ns,
             started_ns=self.started_ns,
             ended_ns=None if ended is None else promised_ns,
+            precision=self._precision,
             comment=str(StreamNote(ended=ended, skipped=skipped)),
             **(told | counts),
         ).serialize()

@@ -1,0 +1,887 @@
+"""Streams that break and come back: what is asked, joined, waited for, and told."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from ddump_common.answers import RingInfo
+from ddump_common.api import RingQuery
+from ddump_common.errors import (
+    BrokenStreamError,
+    FormatError,
+    RefusedError,
+    UnreachableError,
+)
+from ddump_common.note import EndReason
+from ddump_common.window import Interval, WindowReport
+from ddump_merger.backoff import Backoff
+from ddump_merger.config import ClockMode
+from ddump_merger.lane import LaneState
+from ddump_merger.outage import Outage
+from ddump_merger.skew import Skew
+from support.beats import Beats
+from support.captures import Record, parse_pcap, pcap, pcap_header
+from support.scripted import SECOND, START, Forever, Run, Script, until
+
+RECORDS = [Record(START + n * 1_000_000, b"%d" % n) for n in range(100)]
+NOW = START + 3600 * SECOND
+CUT = BrokenStreamError("cut")
+WHOLE = WindowReport(covered=Interval(begin_ns=START, end_ns=NOW))
+RING = RingInfo(
+    state="recording", link="sll", segments=1, packets=0, bytes=0, limit_bytes=0,
+    pinned_bytes=0, pinned_limit_bytes=0, dropped=0, lost=0, coverage=[],
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    """Wait for no more than a turn of the loop between two tries."""
+    monkeypatch.setattr(Backoff, "next_ns", lambda self, *, asked_ns=0: 0)
+    monkeypatch.setattr("ddump_merger.reconnect._ADOPTION_PAUSE_NS", SECOND // 100)
+
+
+@pytest.fixture
+def build(tmp_path):
+    def build(*scripts, **options):
+        return Run(tmp_path / "out", scripts, **options)
+
+    return build
+
+
+def broken(records=RECORDS[:60], promised=50, *steps):
+    """A stream that breaks after some packets were promised."""
+    beats = Beats(START)
+    return Script(
+        [
+            beats.header + beats.heartbeat(START),
+            beats.packets(*records),
+            beats.heartbeat(RECORDS[promised].timestamp_ns),
+            *(steps or [CUT]),
+        ],
+        trusted=True,
+    )
+
+
+def refill(records=RECORDS[50:], *, window=WHOLE, ended=EndReason.DURATION, **counts):
+    """What a ring has, up to its present and its end."""
+    beats = Beats(NOW)
+    return Script(
+        [
+            beats.header + beats.heartbeat(START),
+            beats.packets(*records),
+            beats.heartbeat(NOW, **counts),
+            beats.heartbeat(NOW + 1, ended=ended, **counts),
+        ],
+        trusted=True,
+        window=window,
+    )
+
+
+def told(run, lane=0):
+    (outage,) = run.lanes[lane].outages
+    return outage
+
+
+# --- With a ring ---
+
+
+async def test_a_ring_fills_the_gap(build, caplog):
+    """What had come already is left out, packet by packet."""
+    run = build(broken(), peers={0: {"rings": [RING], "streams": [refill()]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told(run) == Outage(
+        begin_ns=RECORDS[50].timestamp_ns, end_ns=NOW, reason="cut", refilled=40,
+        filled=True,
+    )  # fmt: skip
+    assert not run.lanes[0].incomplete
+    assert run.merge.counters(0).joined == 10
+    assert run.lanes[0].losses.missing == 0
+    (asked,) = run.peers[0].asked
+    assert asked.query == RingQuery(since_ns=RECORDS[50].timestamp_ns, follow=True)
+    assert asked.path == "/ring"
+    assert caplog.messages[0] == "h0: cut; trying it again"
+    assert caplog.messages[1].startswith("h0: back, and nothing is lost of ")
+    assert run.scripts[0].closed == 1
+
+
+async def test_twins_are_left_out_as_often_as_they_came(build):
+    twin = Record(RECORDS[55].timestamp_ns, b"twin")
+    first = broken(sorted([*RECORDS[:60], twin], key=lambda r: r.timestamp_ns))
+    rest = sorted([*RECORDS[50:], twin, twin], key=lambda r: r.timestamp_ns)
+    run = build(first, peers={0: {"rings": [RING], "streams": [refill(rest)]}})
+    found = parse_pcap(await run.to_the_end())
+    assert found.count(twin) == 2
+    assert len(found) == 102
+
+
+async def test_it_breaks_again_while_it_is_refilled(build):
+    """What both streams had brought is left out of the third."""
+    beats = Beats(NOW)
+    second = Script(
+        [
+            beats.header + beats.heartbeat(RECORDS[50].timestamp_ns),
+            beats.packets(*RECORDS[50:70]),
+            beats.heartbeat(RECORDS[55].timestamp_ns),
+            BrokenStreamError("cut again"),
+        ],
+        trusted=True,
+        window=WHOLE,
+    )
+    peer = {"rings": [RING], "streams": [second, refill(RECORDS[55:])]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert [each.query.since_ns for each in run.peers[0].asked] == [
+        RECORDS[50].timestamp_ns, RECORDS[55].timestamp_ns,
+    ]  # fmt: skip
+    assert told(run).reason == "cut"
+    assert told(run).filled
+
+
+async def test_it_breaks_before_anything_came_of_the_second(build):
+    second = Script([CUT], trusted=True, window=WHOLE)
+    peer = {"rings": [RING], "streams": [second, refill()]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert len({each.query.since_ns for each in run.peers[0].asked}) == 1
+    assert told(run).filled
+
+
+async def test_it_breaks_twice_and_each_is_told(build):
+    beats = Beats(NOW)
+    second = Script(
+        [
+            beats.header + beats.packets(*RECORDS[50:80]),
+            beats.heartbeat(NOW),
+            BrokenStreamError("cut again"),
+        ],
+        trusted=True,
+        window=WHOLE,
+    )
+    last = Record(NOW + 5000, b"last")
+    peer = {"rings": [RING], "streams": [second, refill([last])]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:80], last]
+    first, other = run.lanes[0].outages
+    assert first.filled
+    assert other.filled
+    assert (first.refilled, other.refilled) == (20, 0)
+    assert other.begin_ns == NOW
+    assert other.reason == "cut again"
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        {"window": WindowReport(covered=None, gaps=(Interval(begin_ns=0, end_ns=1),))},
+        {"window": WindowReport(covered=None, omitted=3)},
+        {"window": None},
+        {"dropped": 1},
+        {"skipped": 1},
+        {"delivered": 100},
+    ],
+)
+async def test_what_the_ring_lacks_is_told(build, caplog, lacks):
+    script = refill(**lacks)
+    run = build(broken(), peers={0: {"rings": [RING], "streams": [script]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert not told(run).filled
+    assert run.lanes[0].incomplete
+    assert any("packets may be missing" in message for message in caplog.messages)
+
+
+async def test_a_ring_that_looks_through_its_past_is_waited_for(build):
+    adopting = RingInfo(
+        **{name: getattr(RING, name) for name in RING.__struct_fields__}
+        | {"adopting": True}
+    )
+    peer = {"rings": [adopting, adopting, RING], "streams": [refill()]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.peers[0].rings == [RING]
+
+
+async def test_a_ring_that_says_so_for_ever_is_asked_all_the_same(build, monkeypatch):
+    monkeypatch.setattr("ddump_merger.reconnect._LONGEST_ADOPTION_NS", SECOND // 10)
+    adopting = RingInfo(
+        **{name: getattr(RING, name) for name in RING.__struct_fields__}
+        | {"adopting": True}
+    )
+    run = build(broken(), peers={0: {"rings": [adopting], "streams": [refill()]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told(run).filled
+
+
+async def test_too_much_since_the_last_promise_is_not_joined_exactly(build):
+    big = [Record(each.timestamp_ns, bytes(1000)) for each in RECORDS]
+    beats = Beats(START)
+    first = Script(
+        [
+            beats.header + beats.heartbeat(START),
+            *map(beats.packets, big[:60]),
+            CUT,
+        ],
+        trusted=True,
+    )
+    run = build(
+        first, buffer_bytes=20_000,
+        peers={0: {"rings": [RING], "streams": [refill(big[60:])]}},
+    )  # fmt: skip
+    assert parse_pcap(await run.to_the_end()) == big
+    (asked,) = run.peers[0].asked
+    assert START < asked.query.since_ns <= big[59].timestamp_ns
+    assert not told(run).filled
+
+
+async def test_a_tail_that_cannot_be_read_is_not_joined(build, caplog):
+    """A second section before the last promise describes what follows it."""
+    beats, other = Beats(START), Beats(START, nano=False)
+    first = Script(
+        [
+            beats.header + beats.heartbeat(START),
+            beats.packets(*RECORDS[:50]),
+            other.header,
+            other.packets(*RECORDS[50:60]),
+            CUT,
+        ],
+        trusted=True,
+    )
+    run = build(first, peers={0: {"rings": [RING], "streams": [refill(RECORDS[60:])]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+
+
+async def test_garbage_of_a_ring_ends_the_target(build):
+    bad = Script([b"\xff" * 100], trusted=True, window=WHOLE)
+    run = build(
+        broken(), Script([pcap(RECORDS)]),
+        peers={0: {"rings": [RING], "streams": [bad]}},
+    )  # fmt: skip
+    found = parse_pcap(await run.to_the_end())
+    assert sorted(found, key=lambda r: r.timestamp_ns) == sorted(
+        [*RECORDS, *RECORDS[:60]], key=lambda r: r.timestamp_ns
+    )
+    assert isinstance(run.lanes[0].error, FormatError)
+    assert run.lanes[0].incomplete
+    assert not run.lanes[1].incomplete
+
+
+async def test_other_packets_of_a_ring_are_written_and_counted(build):
+    """They were not asked for: nobody can tell what they are."""
+    strange = [Record(START + n * 1000, b"strange %d" % n) for n in range(10)]
+    run = build(
+        broken(), peers={0: {"rings": [RING], "streams": [refill(strange)]}}
+    )  # fmt: skip
+    found = parse_pcap(await run.to_the_end())
+    assert found == [*RECORDS[:60], *strange]
+    assert run.merge.counters(0).refilled == 10
+    assert run.merge.counters(0).late == 0
+
+
+async def test_who_comes_back_without_heartbeats(build):
+    """Nobody can tell when the refill is over."""
+    plain = Script([pcap(RECORDS[50:])], window=WHOLE)
+    run = build(broken(), peers={0: {"rings": [RING], "streams": [plain]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert not told(run).filled
+
+
+async def test_others_do_not_wait_for_who_is_away(build):
+    away = asyncio.Event()
+    other = Beats(START)
+    run = build(
+        broken(),
+        Script([other.header, other.packets(*RECORDS), other.heartbeat(NOW), Forever],
+               trusted=True),
+        peers={0: {"rings": [RING], "streams": [Script(opening=away)]}},
+    )  # fmt: skip
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.counters(1).packets == 100)
+        assert run.lanes[0].state is LaneState.BROKEN
+        run.fanin.interrupt()
+        assert len(parse_pcap(await running)) == 160
+    assert run.lanes[0].incomplete
+    assert told(run).end_ns is None
+
+
+async def test_others_wait_again_when_it_is_back(build):
+    """What is refilled is not late; after it all is in order again."""
+    rest = asyncio.Event()
+    late = Record(NOW + 10_000, b"late?")
+    other, beats = Beats(START), Beats(NOW)
+    back = Script(
+        [
+            beats.header + beats.packets(*RECORDS[50:]),
+            beats.heartbeat(NOW + 1),
+            rest,
+            beats.packets(late),
+            beats.heartbeat(NOW + SECOND),
+            Forever,
+        ],
+        trusted=True,
+        window=WHOLE,
+    )
+    after, there = Record(NOW + 20_000, b"after"), asyncio.Event()
+    run = build(
+        broken(),
+        Script([other.header, there, other.packets(after),
+                other.heartbeat(NOW + SECOND), Forever], trusted=True),
+        peers={0: {"rings": [RING], "streams": [back]}},
+    )  # fmt: skip
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.received(0) == 100)
+        there.set()
+        await until(lambda: run.merge.received(1) == 1)
+        await until(lambda: run.merge.counters(0).packets == 100)
+        assert run.merge.counters(1).packets == 0
+        rest.set()
+        await until(lambda: run.merge.counters(1).packets == 1)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == [*RECORDS, late, after]
+    assert [run.merge.counters(n).late for n in range(2)] == [0, 0]
+
+
+async def test_limits_go_on(build):
+    run = build(
+        broken(), words=["http://h0?packets=100&duration=2h"],
+        peers={0: {"rings": [RING], "streams": [refill()]}},
+    )  # fmt: skip
+    await run.to_the_end()
+    (asked,) = run.peers[0].asked
+    assert asked.query.packets == 100 - 60 + 10
+    assert asked.query.until_ns == NOW + 7200 * SECOND
+
+
+async def test_nothing_is_left_to_ask_for(build):
+    run = build(broken(), words=["http://h0?packets=60"], peers={0: {"rings": [RING]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert told(run).filled
+    assert not run.lanes[0].incomplete
+
+
+async def test_a_duration_that_is_over_meanwhile(build):
+    run = build(
+        broken(), words=["http://h0?duration=1h"], peers={0: {"rings": [None]}},
+    )  # fmt: skip
+    hours = itertools.count()
+    run.fanin._inlet.clock_ns = lambda: NOW + next(hours) * 3600 * SECOND
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert not told(run).filled
+
+
+# --- Without a ring ---
+
+
+def again(records=RECORDS[80:], *, started_ns=RECORDS[80].timestamp_ns):
+    """A stream of what comes from now on."""
+    beats = Beats(started_ns)
+    return Script(
+        [
+            beats.header + beats.heartbeat(started_ns),
+            beats.packets(*records),
+            beats.heartbeat(NOW, ended=EndReason.DURATION),
+        ],
+        trusted=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "told_ring",
+    [None, {"state": "failed: no space"}, {"partial": "filter"}],
+)
+async def test_without_a_ring_the_gap_is_told(build, caplog, told_ring):
+    fields = {name: getattr(RING, name) for name in RING.__struct_fields__}
+    ring = None if told_ring is None else RingInfo(**(fields | told_ring))
+    run = build(broken(), peers={0: {"rings": [ring], "streams": [again()]}})
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
+    assert told(run) == Outage(
+        begin_ns=RECORDS[50].timestamp_ns, end_ns=RECORDS[80].timestamp_ns,
+        reason="cut", refilled=0, filled=False,
+    )  # fmt: skip
+    assert run.lanes[0].incomplete
+    (asked,) = run.peers[0].asked
+    assert asked.path == "/capture"
+    assert "packets may be missing" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 404, 416, 503])
+async def test_a_ring_that_refuses_is_done_without(build, status):
+    refusing = Script(opening=RefusedError("no", status=status))
+    peer = {"rings": [RING], "streams": [refusing, again()]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
+    assert [each.path for each in run.peers[0].asked] == ["/ring", "/capture"]
+    assert not told(run).filled
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        UnreachableError("refused"),
+        *(RefusedError("no", status=status) for status in (429, 500, 502, 504)),
+    ],
+)
+async def test_what_passes_is_tried_again(build, failure):
+    failing = [Script(opening=failure) for _ in range(3)]
+    peer = {"rings": [RING], "streams": [*failing, refill()]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert len(run.peers[0].asked) == 4
+    assert told(run).filled
+
+
+async def test_a_worker_that_does_not_answer_is_asked_again(build):
+    peer = {"rings": [UnreachableError("refused"), RING], "streams": [refill()]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+
+
+async def test_who_refuses_for_good_has_ended(build):
+    refusing = Script(opening=RefusedError("401 Unauthorized", status=401))
+    run = build(broken(), peers={0: {"rings": [None], "streams": [refusing]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert run.errors == ["401 Unauthorized"]
+    assert run.lanes[0].incomplete
+
+
+async def test_what_is_asked_for_is_left_alone(build, monkeypatch):
+    waits = []
+    monkeypatch.setattr(
+        Backoff, "next_ns", lambda self, *, asked_ns=0: waits.append(asked_ns) or 0
+    )
+    busy = RefusedError("busy", status=503, retry_after_ns=7 * SECOND)
+    peer = {"rings": [None], "streams": [Script(opening=busy), again()]}
+    run = build(broken(), peers={0: peer})
+    await run.to_the_end()
+    assert waits == [0, 7 * SECOND]
+
+
+# --- Ends that are none ---
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        (EndReason.SHUTDOWN, "its worker shut down"),
+        (None, "it ended without its worker saying why"),
+    ],
+)
+async def test_an_early_end_is_a_break(build, ended, reason):
+    beats = Beats(START)
+    first = Script(
+        [
+            beats.header + beats.packets(*RECORDS[:60]),
+            beats.heartbeat(RECORDS[59].timestamp_ns + 1, ended=ended),
+        ],
+        trusted=True,
+    )
+    run = build(first, peers={0: {"rings": [RING], "streams": [refill(RECORDS[60:])]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told(run).reason == reason
+
+
+@pytest.mark.parametrize("word", ["http://h0?last=5m", "http://h0"])
+async def test_an_early_end_that_is_not_gone_on_with_is_an_error(build, word):
+    beats = Beats(START)
+    script = Script([beats.whole(*RECORDS, ended=EndReason.SHUTDOWN)], trusted=True)
+    run = build(script, words=[word], reconnect=False)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.errors == ["its worker shut down"]
+    assert run.lanes[0].incomplete
+
+
+@pytest.mark.parametrize("reason", [r for r in EndReason if r != EndReason.SHUTDOWN])
+async def test_an_end_as_asked_for(build, reason):
+    script = Script([Beats(START).whole(*RECORDS, ended=reason)], trusted=True)
+    run = build(script)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.errors == [None]
+    assert not run.lanes[0].incomplete
+
+
+# --- What is not gone on with ---
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "options"),
+    [
+        (["a"], {}, {}),
+        (["http://h0?last=5m"], {}, {}),
+        (["http://h0"], {}, {"reconnect": False}),
+        (["http://h0"], {}, {"fail_fast": True}),
+        (["http://h0"], {"bounded": True}, {}),
+    ],
+)
+async def test_these_are_not_tried_again(build, words, changes, options):
+    script = Script([pcap(RECORDS), CUT], **changes)
+    peers = {} if words == ["a"] else {0: {"streams": [again()]}}
+    run = build(script, words=words, peers=peers, **options)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.errors == ["cut"]
+
+
+async def test_who_never_opened_is_not_tried_again(build):
+    run = build(
+        Script(opening=UnreachableError("refused")), peers={0: {"streams": [again()]}}
+    )
+    assert await run.to_the_end() is None
+    assert run.peers[0].asked == []
+
+
+async def test_who_broke_before_its_header_is_not_tried_again(build):
+    run = build(Script([pcap_header()[:10], CUT]), peers={0: {"streams": [again()]}})
+    assert await run.to_the_end() is None
+    assert run.peers[0].asked == []
+
+
+async def test_a_plain_stream_goes_on_from_now(build):
+    """Its gap is from its newest packet on until it was opened again."""
+    peer = {"streams": [Script([pcap(RECORDS[80:])])]}
+    run = build(Script([pcap(RECORDS[:60]), CUT]), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
+    assert told(run) == Outage(
+        begin_ns=RECORDS[59].timestamp_ns, end_ns=NOW, reason="cut"
+    )
+
+
+async def test_a_follower_goes_on_as_one(build):
+    script = broken()
+    run = build(
+        script, words=["http://h0?last=1h&follow=1"],
+        peers={0: {"rings": [RING], "streams": [refill()]}},
+    )  # fmt: skip
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told(run).filled
+
+
+async def test_a_follower_whose_ring_is_gone_follows_from_now(build):
+    run = build(
+        broken(), words=["http://h0?last=1h&follow=1"],
+        peers={0: {"rings": [None], "streams": [again()]}},
+    )  # fmt: skip
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
+    (asked,) = run.peers[0].asked
+    assert asked.query.since_ns == NOW
+    assert not told(run).filled
+
+
+# --- Interrupts ---
+
+
+async def test_an_interrupt_while_nobody_answers(build, monkeypatch):
+    monkeypatch.setattr(Backoff, "next_ns", lambda self, *, asked_ns=0: 3600 * SECOND)
+    run = build(broken(), peers={0: {"rings": [RING]}})
+    async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].state is LaneState.BROKEN)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS[:60]
+    assert run.lanes[0].incomplete
+    assert run.errors == [None]
+
+
+async def test_an_interrupt_while_it_is_opened_again(build):
+    opening = Script(opening=Forever)
+    run = build(broken(), peers={0: {"rings": [RING], "streams": [opening]}})
+    async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.peers[0].asked)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS[:60]
+    assert run.lanes[0].incomplete
+
+
+async def test_an_interrupt_while_it_is_refilled(build):
+    beats = Beats(NOW)
+    part = Script(
+        [beats.header + beats.packets(*RECORDS[50:70]), Forever],
+        unread=[beats.packets(*RECORDS[70:75])],
+        trusted=True,
+        window=WHOLE,
+    )
+    run = build(broken(), peers={0: {"rings": [RING], "streams": [part]}})
+    async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.received(0) == 70)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS[:75]
+    assert not told(run).filled
+    assert told(run).refilled == 15
+    assert run.lanes[0].incomplete
+
+
+async def test_the_duration_ends_while_nobody_answers(build, monkeypatch):
+    monkeypatch.setattr(Backoff, "next_ns", lambda self, *, asked_ns=0: 3600 * SECOND)
+    monkeypatch.setattr("ddump_merger.reader._DURATION_GRACE", 0.1)
+    run = build(broken(), duration_ns=1, peers={0: {"rings": [RING]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert run.errors == [None]
+    assert run.lanes[0].incomplete
+
+
+# --- Silence ---
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    for module in ("reader", "heartbeats", "stretch"):
+        monkeypatch.setattr(f"ddump_merger.{module}.PATIENCE_NS", SECOND // 10)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_silent_stream_that_promised_heartbeats_is_broken(build):
+    run = build(
+        broken(RECORDS[:60], 50, Forever),
+        peers={0: {"rings": [RING], "streams": [refill()]}},
+    )  # fmt: skip
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told(run).reason == "nothing came for 100ms, not even a heartbeat"
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_silent_stream_that_promised_nothing_is_not(build):
+    run = build(Script([pcap(RECORDS), Forever]), peers={0: {}})
+    async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].has_header)
+        await asyncio.sleep(0.3)  # three times the patience
+        assert run.lanes[0].state is LaneState.OPEN
+        run.fanin.interrupt()
+        await running
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_packets_without_heartbeats_after_promising_them(build, caplog):
+    """It is named once, and then silence counts as for a stream without."""
+
+    beats = Beats(START)
+
+    class Slow(Script):
+        due = 0.0
+
+        async def read(self):
+            now = asyncio.get_running_loop().time()
+            self.due = self.due if self.due > now - 0.02 else now + 0.02  # the rate
+            await asyncio.sleep(self.due - now)
+            self.due += 0.02
+            return await super().read()
+
+    script = Slow(
+        [beats.header, *map(beats.packets, RECORDS[:50]), Forever], trusted=True
+    )
+    other = Script([pcap(RECORDS[50:]), Forever])
+    run = build(script, other, hold_ns=SECOND // 10, peers={0: {}})
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.counters(1).packets == 50)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+    assert not run.lanes[0].trusted
+    assert sum("no heartbeat for 100ms" in each for each in caplog.messages) == 1
+    assert run.errors == [None, None]
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_nobody_is_silent_while_we_do_not_read(build):
+    """It is not read for three times the patience: heartbeats wait in the connection."""
+    script = broken(RECORDS[:60], 50, Forever)
+    run = build(script, peers={0: {}})
+    run.fanin._inlet.pause()
+    async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].has_header)
+        await asyncio.sleep(0.3)
+        assert run.lanes[0].state is LaneState.OPEN
+        run.fanin._inlet.go_on()
+        run.fanin.interrupt()
+        await running
+    assert run.lanes[0].outages == []
+
+
+# --- Books ---
+
+
+async def test_what_did_not_come_is_said_once(build, caplog):
+    beats = Beats(START)
+    lost = Script(
+        [
+            beats.header + beats.packets(*RECORDS),
+            beats.heartbeat(NOW, delivered=107),
+            beats.heartbeat(NOW + 1, delivered=107),
+            beats.heartbeat(NOW + 2, delivered=107, ended=EndReason.IDLE),
+        ],
+        trusted=True,
+    )
+    run = build(lost)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert caplog.messages == ["h0: 7 packets that its worker sent did not come"]
+    assert run.lanes[0].losses.missing == 7
+    assert run.lanes[0].incomplete
+
+
+async def test_more_came_than_was_sent(build, caplog):
+    beats = Beats(START)
+    script = Script(
+        [
+            beats.header + beats.packets(*RECORDS),
+            beats.heartbeat(NOW, delivered=3),
+            beats.heartbeat(NOW, delivered=3, ended=EndReason.IDLE),
+        ],
+        trusted=True,
+    )
+    run = build(script)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert caplog.messages == ["h0: more packets came than its worker says it sent"]
+    assert not run.lanes[0].incomplete
+
+
+async def test_heartbeats_that_go_back_mean_nothing(build):
+    beats = Beats(START)
+    script = Script(
+        [
+            beats.header + beats.packets(*RECORDS[:50]),
+            beats.heartbeat(RECORDS[50].timestamp_ns),
+            beats.heartbeat(START),
+            beats.heartbeat(0),
+            beats.packets(*RECORDS[50:]),
+            beats.heartbeat(NOW, ended=EndReason.IDLE),
+        ],
+        trusted=True,
+    )
+    run = build(script)
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.merge.counters(0).backwards == 2
+    assert not run.lanes[0].incomplete
+
+
+# --- Clocks ---
+
+
+async def test_a_clock_that_is_wrong_is_said(build, caplog):
+    skew = Skew(offset_ns=3 * SECOND, error_ns=SECOND // 1000)
+    script = Script(
+        [Beats(START).whole(*RECORDS)], trusted=True,
+        sample=Skew(offset_ns=5 * SECOND, error_ns=SECOND),
+    )  # fmt: skip
+    run = build(script, peers={0: {"skews": [skew]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.lanes[0].skew == skew  # it has the lesser error
+    assert run.lanes[0].shift_ns == 0
+    (said,) = caplog.messages
+    assert said.startswith("h0: its clock is +3.000 s ± 1.0 ms from ours")
+
+
+async def test_a_clock_that_is_wrong_is_corrected(build):
+    sample = Skew(offset_ns=3 * SECOND, error_ns=SECOND // 1000)
+    script = Script([Beats(START).whole(*RECORDS)], trusted=True, sample=sample)
+    run = build(script, clock=ClockMode.CORRECT, peers={0: {}})
+    assert parse_pcap(await run.to_the_end()) == [
+        Record(each.timestamp_ns - 3 * SECOND, each.data) for each in RECORDS
+    ]
+    assert run.lanes[0].shift_ns == -3 * SECOND
+
+
+@pytest.mark.parametrize("offset_ns", [(1 << 63) - 1, -(1 << 63) + 1])
+async def test_a_clock_that_cannot_be(build, offset_ns):
+    sample = Skew(offset_ns=offset_ns, error_ns=1)
+    run = build(
+        Script([Beats(START).header, Beats(START).packets(*RECORDS), CUT],
+               trusted=True, sample=sample),
+        Script([pcap(RECORDS)]),
+        clock=ClockMode.CORRECT,
+        peers={0: {"rings": [RING], "streams": [refill()]}},
+    )  # fmt: skip
+    assert len(parse_pcap(await run.to_the_end())) >= 100
+    assert run.lanes[0].error is not None
+    assert not run.lanes[1].incomplete
+
+
+# --- The first loss ---
+
+
+def losing(kind):
+    """A stream with one loss, and its words."""
+    beats = Beats(START)
+    begin = [beats.header + beats.heartbeat(START), beats.packets(*RECORDS)]
+    match kind:
+        case "break":
+            return Script([*begin, CUT], trusted=True), "cut"
+        case "late":
+            step = beats.heartbeat(NOW), beats.packets(Record(START + 1, b"late"))
+            return Script([*begin, *step, Forever], trusted=True), "1 packets came late"
+        case "dropped":
+            counts, words = {"dropped": 2}, "2 packets were dropped by the kernel"
+        case "interface_dropped":
+            counts = {"interface_dropped": 2}
+            words = "2 packets were dropped by interfaces"
+        case "missing":
+            counts = {"delivered": 102}
+            words = "2 packets that were sent did not come"
+        case _:
+            counts = {"skipped": 2}
+            words = "2 packets could no longer be read from the ring"
+    return Script(
+        [*begin, beats.heartbeat(NOW, **counts), Forever], trusted=True
+    ), words
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["break", "late", "dropped", "interface_dropped", "missing", "skipped"],
+)
+async def test_the_first_loss_ends_all(build, kind):
+    script, words = losing(kind)
+    other = Beats(START)
+    silent = Script([other.header + other.heartbeat(NOW + 1), Forever], trusted=True)
+    run = build(script, silent, fail_fast=True, peers={0: {}, 1: {}})
+    found = parse_pcap(await run.to_the_end())
+    assert found[:100] == RECORDS
+    assert run.errors[0].startswith(words)
+    assert run.errors[1] is None
+    assert run.lanes[0].incomplete
+
+
+async def test_a_gap_ends_all(build):
+    gap = WindowReport(covered=None, gaps=(Interval(begin_ns=0, end_ns=SECOND),))
+    script = Script([pcap(RECORDS), Forever], window=gap)
+    run = build(script, words=["http://h0?last=5m"], fail_fast=True, peers={0: {}})
+    await run.to_the_end()
+    assert "the ring may lack" in run.errors[0]
+
+
+async def test_without_it_the_first_loss_ends_nothing(build):
+    script, _ = losing("dropped")
+    run = build(script, peers={0: {}})
+    async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].losses.dropped == 2)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+    assert run.errors == [None]
+
+
+# --- Memory ---
+
+
+async def test_a_target_that_breaks_again_and_again_keeps_no_more(build):
+    """Each stream brings the same packets, and is cut before its first promise."""
+
+    def flapping():
+        beats = Beats(START)
+        return Script(
+            [beats.header + beats.heartbeat(START), beats.packets(*RECORDS), CUT],
+            trusted=True, window=WHOLE,
+        )  # fmt: skip
+
+    streams = [flapping() for _ in range(300)]
+    run = build(
+        flapping(), buffer_bytes=50_000,
+        peers={0: {"rings": [RING], "streams": [*streams, refill(RECORDS)]}},
+    )  # fmt: skip
+    found = parse_pcap(await run.to_the_end())
+    assert found == RECORDS
+    kept = run.fanin._readers[0]._stretch.tails
+    assert sum(map(len, kept)) <= 50_000 + 10_000
