@@ -1,8 +1,8 @@
 """What is said at the end: tcpdump's counts for each target, and the exit code.
 
-A line per target has what tcpdump's has, and what else is not nothing. Below it, where
-there are any, stand in local time the parts of a window that its ring lacks, the times
-in which it could not be read, and its clock, when that can be told to be wrong.
+A line per target has what tcpdump's has, what else is not nothing, and its clock against
+ours. Below it, where there are any, stand in local time the parts of a window that its
+ring lacks, and the times in which it could not be read.
 """
 
 from __future__ import annotations
@@ -119,6 +119,9 @@ def _counts(lane: Lane, counters: Counters) -> str:
         parts.append(f"{_count(counters.backwards, 'heartbeat')} went backwards")
     if lane.error is not None:
         parts.append(f"truncated: {_short(lane.error)}")
+    if lane.skew is not None:
+        corrected = " corrected" if lane.shift_ns else ""
+        parts.append(f"clock {lane.skew}{corrected}")
     return ", ".join(parts)
 
 
@@ -137,9 +140,6 @@ def _remarks(lane: Lane) -> Iterator[str]:
         yield _told_outage(outage, now_ns)
     if len(lane.outages) > _MOST_GAPS:
         yield f"broken {len(lane.outages) - _MOST_GAPS} times more"
-    if lane.skew is not None and (lane.skew.certain or lane.shift_ns):
-        corrected = ", corrected" if lane.shift_ns else ""
-        yield f"clock {lane.skew}{corrected}"
 
 
 def _told_outage(outage: Outage, now_ns: int) -> str:
