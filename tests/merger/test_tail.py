@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,6 +121,15 @@ def test_what_moves_on_is_dropped():
     assert tail.since_ns == START + 989 * 1_000_000
     assert kept(tail, tail.since_ns) == 11 * 4
     assert len(tail) < 60_000
+
+
+@pytest.mark.parametrize("at", range(1, 200))
+def test_without_what_describes_them_packets_are_not_kept(at):
+    """Too much came before the first heartbeat, wherever it was split."""
+    beats = Beats(START)
+    data = beats.header + beats.packets(*[Record(START + n, b"x") for n in range(9)])
+    tail = fed([data[:at], data[at:], beats.heartbeat(START)], max_bytes=0)
+    assert kept(tail, tail.since_ns) == max(0, START + 9 - tail.since_ns)
 
 
 def test_an_overflow_is_over_when_the_promise_is_past_it():

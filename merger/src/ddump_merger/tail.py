@@ -75,7 +75,7 @@ class Tail:
             start, forgotten_ns = self._marks.popleft()
             self._forgotten_ns = max(self._forgotten_ns, forgotten_ns)
             self._drop_before(start)
-        if self._preamble is None and self._begin:
+        if self._preamble is None and self._start:
             # What describes the packets is gone, so what is kept means nothing.
             self._forgotten_ns = max(self._forgotten_ns, newest_ns)
             self._marks.clear()
@@ -86,7 +86,7 @@ class Tail:
 
         Said again, it means nothing.
         """
-        if self._preamble is None and self._begin == 0:
+        if self._preamble is None and self._start == 0:
             self._preamble = b"".join(self._chunks)[:first]
             self._drop_before(first)
 
