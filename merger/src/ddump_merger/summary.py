@@ -99,22 +99,14 @@ def _counts(lane: Lane, counters: Counters) -> str:
     if not lane.has_header:
         reason = "it had not answered" if lane.error is None else _short(lane.error)
         return f"not captured: {reason}"
-    losses = lane.losses
     parts = [f"{_count(counters.packets, 'packet')} received"]
     if isinstance(lane.target, HttpTarget):
-        dropped = "-" if losses.dropped is None else losses.dropped
-        parts.append(f"{dropped} dropped by kernel")
-    if losses.interface_dropped:
-        parts.append(f"{losses.interface_dropped} dropped by interface")
+        dropped = lane.losses.dropped
+        parts.append(f"{'-' if dropped is None else dropped} dropped by kernel")
+    if lane.losses.interface_dropped:
+        parts.append(f"{lane.losses.interface_dropped} dropped by interface")
     parts.append(f"{counters.late} late")
-    if counters.refilled:
-        parts.append(f"{counters.refilled} refilled")
-    if losses.missing:
-        parts.append(f"{losses.missing} missing")
-    if losses.skipped:
-        parts.append(f"up to {losses.skipped} no longer in the ring")
-    if counters.cut:
-        parts.append(f"{counters.cut} cut to the snapshot length")
+    parts += [told.format(number) for number, told in _rare(lane, counters) if number]
     if counters.backwards:
         parts.append(f"{_count(counters.backwards, 'heartbeat')} went backwards")
     if lane.error is not None:
@@ -123,6 +115,14 @@ def _counts(lane: Lane, counters: Counters) -> str:
         corrected = " corrected" if lane.shift_ns else ""
         parts.append(f"clock {lane.skew}{corrected}")
     return ", ".join(parts)
+
+
+def _rare(lane: Lane, counters: Counters) -> Iterator[tuple[int, str]]:
+    """Yield what is said only where it is not 0."""
+    yield counters.refilled, "{} refilled"
+    yield lane.losses.missing, "{} missing"
+    yield lane.losses.skipped, "up to {} no longer in the ring"
+    yield counters.cut, "{} cut to the snapshot length"
 
 
 def _remarks(lane: Lane) -> Iterator[str]:
