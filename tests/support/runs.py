@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import struct
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,44 +20,63 @@ if TYPE_CHECKING:
 
     from support.namespaces import Host, Network
 
+SECOND = 10**9
 HEADER = 24
 RECORD_HEADER = 16
+PACKET = 6  # the type of a pcapng block
 
 Record = tuple[int, int, bytes]
 """A timestamp in nanoseconds, a length on the wire, the bytes kept."""
 
 
 class Growing:
-    """The records of a nanosecond capture that is still being written."""
+    """The records of a capture in nanoseconds that is still being written."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pcapng: bool) -> None:
         self.records: list[Record] = []
+        self._pcapng = pcapng
         self._rest = bytearray()
-        self._begun = False
+        self._begun = pcapng
 
     def receive_data(self, data: bytes) -> None:
         self._rest += data
-        at = 0 if self._begun else HEADER
-        if len(self._rest) < at:
-            return
-        if not self._begun:
+        at = 0
+        if not self._begun and len(self._rest) >= HEADER:
             assert self._rest[:4] == b"\x4d\x3c\xb2\xa1"
-            self._begun = True
-        while len(self._rest) >= at + RECORD_HEADER:
-            seconds, fraction, size, length = (
-                int.from_bytes(self._rest[at + n : at + n + 4], "little")
-                for n in (0, 4, 8, 12)
-            )
-            end = at + RECORD_HEADER + size
-            if len(self._rest) < end:
-                break
-            data = bytes(self._rest[at + RECORD_HEADER : end])
-            self.records.append((seconds * 10**9 + fraction, length, data))
-            at = end
+            self._begun, at = True, HEADER
+        if self._begun:
+            take = self._take_block if self._pcapng else self._take_record
+            while size := take(at):
+                at += size
         del self._rest[:at]
 
     def receive_eof(self) -> None:
         assert not self._rest, "the last record is not whole"
+
+    def _take_record(self, at: int) -> int:
+        """Take what begins there; return its size, 0 when it is not whole."""
+        if len(self._rest) < at + RECORD_HEADER:
+            return 0
+        seconds, fraction, size, length = struct.unpack_from("<IIII", self._rest, at)
+        data = self._rest[at + RECORD_HEADER : at + RECORD_HEADER + size]
+        if len(data) < size:
+            return 0
+        self.records.append((seconds * SECOND + fraction, length, bytes(data)))
+        return RECORD_HEADER + size
+
+    def _take_block(self, at: int) -> int:
+        if len(self._rest) < at + 8:
+            return 0
+        kind, size = struct.unpack_from("<II", self._rest, at)
+        if len(self._rest) < at + size:
+            return 0
+        if kind == PACKET:
+            _, high, low, caplen, length = struct.unpack_from(
+                "<IIIII", self._rest, at + 8
+            )
+            data = self._rest[at + 28 : at + 28 + caplen]
+            self.records.append((high << 32 | low, length, bytes(data)))
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +96,12 @@ class Account:
 
 @dataclass
 class Run:
-    """``ddump`` while it runs, writing classic pcap, or pcapng, in nanoseconds.
-
-    ``records`` are those that were written so far, unless it writes pcapng.
-    """
+    """``ddump`` while it runs; ``records`` are those that it has written so far."""
 
     process: asyncio.subprocess.Process
     folder: Path
+    _capture: Growing
     said: list[str] = field(default_factory=list)
-    _capture: Growing = field(default_factory=Growing)
     _read: int = 0
 
     @property
@@ -123,12 +140,12 @@ class Run:
         except TimeoutError:
             raise AssertionError(f"{words!r} was not said {times} times") from None
 
-    async def ended(self, *, seconds: float = 20, pcapng: bool = False) -> Account:
+    async def ended(self, *, seconds: float = 20) -> Account:
         """Wait for its end."""
         async with asyncio.timeout(seconds):
             await self.process.wait()
             await self._collected.wait()
-        records = [] if pcapng else self.records
+        records = self.records
         self._capture.receive_eof()
         said = "".join(self.said)
         assert not any(word in said for word in commands.COMPLAINTS), said
@@ -166,7 +183,7 @@ async def run(
         stderr=asyncio.subprocess.PIPE,
         env=commands.environment(),
     )
-    running = Run(process, folder)
+    running = Run(process, folder, Growing(pcapng=pcapng))
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.collect())
@@ -197,6 +214,24 @@ async def streaming(
 def _streams(host: Host, url: str) -> dict:
     with host.entered():
         return status(url)["states"]
+
+
+async def delivered(host: Host, url: str, sent: int, *, seconds: float = 20) -> int:
+    """Wait until the worker's one stream has brought, or lost, what was sent.
+
+    Returns how many packets it has brought. The worker is asked from ``host``.
+    """
+    packets = 0
+
+    def is_all() -> bool:
+        nonlocal packets
+        with host.entered():
+            (stream,) = status(url)["streams"]
+        packets = stream["packets"]
+        return packets + stream["dropped"] + stream["skipped"] >= sent
+
+    await workers.wait_until(is_all, seconds=seconds)
+    return packets
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 from support import traffic
 from support.namespaces import network
 from support.relay import relay
-from support.runs import generate, run, stopped, streaming, worker
+from support.runs import delivered, generate, run, stopped, streaming, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
@@ -23,14 +23,14 @@ RATE = 4000
 LOAD = 30_000
 PACE = 60_000
 SIZE = 1000
-DURATION = 5
+OTHERS = 10  # that the filter does not take: a ring counts them among the skipped
 
 
 def check(ended, name, sent):
     """Check the books of one target; return its account."""
     told = ended.target(name)
-    losses = told["dropped"] + told["skipped"]
-    assert told["packets"] + losses == sent, told
+    told_of = told["packets"] + told["dropped"] + told["skipped"]
+    assert sent <= told_of <= sent + (OTHERS if told["skipped"] else 0), told
     assert told["missing"] == 0, told
     assert told["late"] == 0, told
     return told
@@ -72,8 +72,7 @@ async def test_a_worker_that_stands_still_loses_what_it_says(tmp_path, ring):
             targets = [f"{n}={each.url}" for n, each in enumerate(workers, start=1)]
             window = ["--since", "-1ms", "--follow"] if ring else []
             ddump = await stack.enter_async_context(
-                run(net.client, tmp_path, *window, "--duration", f"{DURATION}s",
-                    "-f", traffic.FILTER, *targets)
+                run(net.client, tmp_path, *window, "-f", traffic.FILTER, *targets)
             )  # fmt: skip
             await streaming(net.client, [each.url for each in workers])
             async with asyncio.TaskGroup() as tasks:
@@ -85,7 +84,9 @@ async def test_a_worker_that_stands_still_loses_what_it_says(tmp_path, ring):
                     await generate(
                         net, feeder, net.hosts[2], LOAD, pace=PACE, size=SIZE
                     )
-            ended = await ddump.ended()
+            came = await delivered(net.client, workers[2].url, LOAD)
+            await ddump.until(2 * PACKETS + came)
+            ended = await ddump.interrupted()
     assert ended.code == 0, ended.said
     assert check(ended, "3", LOAD)["dropped"] > 0
     for number, task in enumerate(sent, start=1):
@@ -107,14 +108,15 @@ async def test_a_client_that_stands_still_loses_what_is_said(tmp_path, source):
         async with (
             worker(host, "--buffer-size", "1MiB", *options) as started,
             run(
-                net.client, tmp_path, *window, "--duration", f"{DURATION}s",
-                "--buffer", "1MiB", "-f", traffic.FILTER, f"web={started.url}",
+                net.client, tmp_path, *window, "--buffer", "1MiB",
+                "-f", traffic.FILTER, f"web={started.url}",
             ) as ddump,
         ):  # fmt: skip
             await streaming(net.client, [started.url])
             with stopped(ddump.process):
                 await generate(net, feeder, host, LOAD, pace=PACE // 2, size=SIZE)
-            ended = await ddump.ended()
+            await ddump.until(await delivered(net.client, started.url, LOAD))
+            ended = await ddump.interrupted()
     told = check(ended, "web", LOAD)
     assert len(ended.records) == told["packets"]
     assert (told["dropped"] > 0) == (source == "live")
@@ -123,7 +125,7 @@ async def test_a_client_that_stands_still_loses_what_is_said(tmp_path, source):
 
 
 async def test_who_ended_early_is_named_and_what_came_is_there(tmp_path):
-    """One is asked to end, one is killed, one is cut off, one ends as it was asked to."""
+    """One is asked to end, one is killed, one is cut off; one ends as it should."""
     names = ("term", "kill", "cut", "well")
     with network(4, prefix="ddump-early") as net:
         async with contextlib.AsyncExitStack() as stack:
@@ -138,8 +140,7 @@ async def test_who_ended_early_is_named_and_what_came_is_there(tmp_path):
             )
             urls = {name: each.url for name, each in workers.items()}
             ddump = await stack.enter_async_context(
-                run(net.client, tmp_path, "--no-reconnect", "--duration", "4s",
-                    "-f", traffic.FILTER,
+                run(net.client, tmp_path, "--no-reconnect", "-f", traffic.FILTER,
                     *map("=".join, (urls | {"cut": way.url}).items()))
             )  # fmt: skip
             await streaming(net.client, urls.values())
@@ -153,7 +154,9 @@ async def test_who_ended_early_is_named_and_what_came_is_there(tmp_path):
             workers["kill"].process.kill()
             way.cut()
             await workers["kill"].process.wait()
-            ended = await ddump.ended()
+            for name in names[:3]:
+                await ddump.until_said(f": {name}: ")
+            ended = await ddump.interrupted()
     assert ended.code == 4
     for number, (name, task) in enumerate(zip(names, sent, strict=True), start=1):
         assert payloads(ended, number) == task.result()

@@ -114,7 +114,7 @@ async def test_corrected_clocks_give_the_true_order(tmp_path):
     ):  # fmt: skip
         await streaming(net.client, urls)
         sent = await send_in_turn(net)
-        ended = await ddump.ended(pcapng=True)
+        ended = await ddump.ended()
     assert ended.code == 0, ended.said
     check_estimates(ended)
     found = [line.split("\t") for line in shown(ddump.output)]

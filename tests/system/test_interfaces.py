@@ -13,13 +13,12 @@ import pytest
 
 from support import traffic
 from support.namespaces import network
-from support.runs import generate, run, stopped, streaming, tcpdump, worker
+from support.runs import delivered, generate, run, stopped, streaming, tcpdump, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 COUNTS = {("web", "eth0"): 300, ("web", "feed"): 200,
           ("db", "eth0"): 150, ("db", "feed"): 250}  # fmt: skip
-DURATION = 3
 STATISTICS = 5  # the type of the block; of the options in it,
 DROPPED = 7
 DELIVERED = 8
@@ -102,8 +101,7 @@ async def test_each_interface_of_each_target_is_one_of_the_file(tmp_path, ring):
                 urls[name] = started.url
             ddump = await stack.enter_async_context(
                 run(net.client, tmp_path, *window, "--link", "sll2",
-                    "--duration", f"{DURATION}s", "-f", traffic.FILTER,
-                    *map("=".join, urls.items()), pcapng=True)
+                    "-f", traffic.FILTER, *map("=".join, urls.items()), pcapng=True)
             )  # fmt: skip
             await streaming(net.client, urls.values())
             async with contextlib.AsyncExitStack() as recorders:
@@ -121,7 +119,9 @@ async def test_each_interface_of_each_target_is_one_of_the_file(tmp_path, ring):
                     with stopped(started.process):  # the small one's
                         await generate(net, devices["small", "feed"], hosts["small"],
                                        LOAD, pace=LOAD, size=1000)  # fmt: skip
-            ended = await ddump.ended(pcapng=True)
+            came = await delivered(net.client, urls["small"], LOAD)
+            await ddump.until(sum(COUNTS.values()) + came)
+            ended = await ddump.interrupted()
     assert ended.code == 0, ended.said
     found = collections.defaultdict(list)
     for name, time in shown(ddump.output):
@@ -137,9 +137,9 @@ async def test_each_interface_of_each_target_is_one_of_the_file(tmp_path, ring):
     for name in names:
         mine = [each for key, each in told.items() if key.startswith(f"{name}/")]
         dropped = sum(each.get(DROPPED, 0) for each in mine)
-        delivered = sum(each.get(DELIVERED, 0) for each in mine)
+        written = sum(each.get(DELIVERED, 0) for each in mine)
         sent = sum(count for (key, _), count in COUNTS.items() if key == name)
         assert ended.target(name)["dropped"] == dropped
-        assert delivered + dropped == (sent or LOAD)
+        assert written + dropped == (sent or LOAD)
         assert (dropped > 0) == (name == "small")
     assert ended.target("small")["packets"] == small

@@ -17,7 +17,6 @@ from support.tunnel import tunnel
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 SECONDS = 3
-DURATION = 6
 # Packets a second, of 136 bytes in pcapng. TCP itself is slow where much is lost or
 # overtaken; the narrow way is as good as full.
 RATES = {
@@ -82,8 +81,8 @@ async def test_all_of_it_comes_in_order(tmp_path, ring):
                 "disordered": "http://10.78.1.1:8475",
             }
             ddump = await stack.enter_async_context(
-                run(net.client, tmp_path, *window, "--duration", f"{DURATION}s",
-                    "-f", traffic.FILTER, *map("=".join, targets.items()))
+                run(net.client, tmp_path, *window, "-f", traffic.FILTER,
+                    *map("=".join, targets.items()))
             )  # fmt: skip
             await streaming(net.client, urls.values())
             async with asyncio.TaskGroup() as tasks:
@@ -93,7 +92,8 @@ async def test_all_of_it_comes_in_order(tmp_path, ring):
                     tasks.create_task(
                         generate(net, feeder, host, SECONDS * pace, pace=pace)
                     )
-            ended = await ddump.ended()
+            await ddump.until(SECONDS * sum(RATES.values()))
+            ended = await ddump.interrupted()
             assert disordered.overtaken > 0
     assert ended.code == 0, ended.said
     for name, pace in RATES.items():
