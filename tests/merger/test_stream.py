@@ -14,7 +14,8 @@ import pytest
 
 from ddump_common.errors import BrokenStreamError, RefusedError, UnreachableError
 from ddump_merger.credentials import Keyring
-from ddump_merger.stream import HttpSource, _explain, _told_parser, fetch, open_session
+from ddump_merger.failure import _told_parser, explain
+from ddump_merger.stream import HttpSource, fetch, open_session
 from ddump_merger.target import parse_target
 from support.certificates import Authority
 from support.servers import answer, capture, refusing_port, serving, tls
@@ -419,14 +420,14 @@ async def test_a_certificate(tmp_path):
 def test_what_is_said_of_exceptions(exc, expected):
     if isinstance(exc, ssl.SSLError) and "WRONG" in exc.strerror:
         exc.reason = "WRONG_VERSION_NUMBER"
-    assert _explain(exc, parse_target("http://h")) == expected
+    assert explain(exc, parse_target("http://h")) == expected
 
 
 def test_a_cause_may_be_of_tls():
     exc = aiohttp.ClientOSError(1, "x")
     exc.__cause__ = ssl.SSLError(1, "y")
     exc.__cause__.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
-    reason, hint = _explain(exc, parse_target("https://h"))
+    reason, hint = explain(exc, parse_target("https://h"))
     assert reason == "TLS: tlsv13 alert certificate required"
     assert "--cert" in hint
 

@@ -1,0 +1,113 @@
+"""What an exception of the HTTP library or the system means, for who has to act on it.
+
+A line that says what is wrong and, where there is something to do, a hint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from ddump_common.errors import UnreachableError
+from ddump_common.text import printable
+from ddump_common.units import format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .target import HttpTarget
+
+__all__ = ["explain", "map_exceptions", "one_line"]
+
+# What aiohttp's parsers say, with Python's way to write what they read.
+_TOO_LONG = re.compile(r"Got more than ([0-9]+) bytes")
+_QUOTED_BYTES = re.compile(r"""['"]?\bb['"].*""", re.DOTALL)
+
+
+@contextmanager
+def map_exceptions(target: HttpTarget, *, timeout_ns: int) -> Iterator[None]:
+    """Turn what the HTTP library and the system raise into ``UnreachableError``."""
+    try:
+        yield
+    except TimeoutError as exc:
+        reason, hint = explain(exc, target)
+        if exc.errno is None:  # our own deadline, not the system's
+            reason = f"no answer within {format_duration(timeout_ns)}"
+        raise UnreachableError(reason, hint=hint) from exc
+    except (aiohttp.ClientError, OSError, ValueError) as exc:
+        reason, hint = explain(exc, target)
+        raise UnreachableError(reason, hint=hint) from exc
+
+
+def explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
+    """Return what is wrong, and what may help."""
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():
+            return _explain_certificate(exc.certificate_error, target)
+        case aiohttp.ClientConnectorDNSError():
+            return f"cannot look up {target.host}: {exc.os_error.strerror}", ""
+        case aiohttp.ClientResponseError() | aiohttp.http.HttpProcessingError():
+            return f"the answer is not HTTP: {_told_parser(exc.message)}", ""
+        case aiohttp.ClientPayloadError():
+            return "the connection ended before the stream did", ""
+        case aiohttp.ServerDisconnectedError():
+            hint = (
+                "does it want https?"
+                if target.scheme == "http"
+                else "does it want a client's certificate? see --cert"
+            )
+            return "the connection was closed without an answer", hint
+        case _:
+            pass
+    tls = _tls_error(exc)
+    if tls is not None:
+        return _explain_tls(tls)
+    if isinstance(exc, OSError) and exc.errno is not None:
+        number = exc.errno
+        # Some layers make a text of their own: the system's is the shortest.
+        return os.strerror(number).lower() if number > 0 else one_line(str(exc)), ""
+    return one_line(str(exc) or type(exc).__name__), ""
+
+
+def _told_parser(message: str) -> str:
+    """Return the HTTP parser's own words, without what it quotes or draws."""
+    if too_long := _TOO_LONG.match(message):
+        return f"a line of its header has more than {too_long[1]} bytes"
+    reason = message.strip().partition("\n")[0]
+    return one_line(_QUOTED_BYTES.sub("", reason).rstrip(" :"))
+
+
+def _tls_error(exc: BaseException | None) -> ssl.SSLError | None:
+    """Return the error of TLS that ``exc`` is, or was caused by."""
+    while exc is not None:
+        if isinstance(exc, aiohttp.ClientConnectorSSLError):
+            exc = exc.os_error  # it is one as well, but does not know the reason
+        if isinstance(exc, ssl.SSLError):
+            return exc
+        exc = exc.__cause__
+    return None
+
+
+def _explain_certificate(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
+    reason = getattr(exc, "verify_message", "") or str(exc)
+    hint = "see --ca" if "issuer" in reason or "self-signed" in reason else ""
+    return f"the certificate of {target.host} is not valid: {one_line(reason)}", hint
+
+
+def _explain_tls(exc: ssl.SSLError) -> tuple[str, str]:
+    reason = (getattr(exc, "reason", None) or str(exc)).replace("_", " ").lower()
+    if "certificate required" in reason or "handshake failure" in reason:
+        return f"TLS: {reason}", "does it want a client's certificate? see --cert"
+    if "wrong version number" in reason or "record layer failure" in reason:
+        return f"TLS: {reason}", "the server may not speak https"
+    return f"TLS: {one_line(reason)}", ""
+
+
+def one_line(text: str) -> str:
+    """Return what the other side wrote, for a message."""
+    return printable(text.strip(), limit=300)

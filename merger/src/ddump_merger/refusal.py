@@ -1,0 +1,153 @@
+"""What an answer over HTTP means that is no capture."""
+
+from __future__ import annotations
+
+import re
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ddump_common.answers import Problem
+from ddump_common.api import (
+    MEDIA_TYPE_PCAP,
+    MEDIA_TYPE_PCAPNG,
+    MEDIA_TYPE_PROBLEM,
+    WINDOW_HEADER,
+)
+from ddump_common.errors import RefusedError, UsageError
+from ddump_common.units import SECONDS
+from ddump_common.window import WindowReport
+
+from .failure import one_line
+from .window import told_outside
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from .target import HttpTarget
+
+__all__ = ["check_type", "media_type", "refusal", "window_header"]
+
+# What servers call a capture. A server without a table of types sends none or octets.
+_CAPTURE_TYPES = {MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG, "application/octet-stream", ""}
+
+
+def media_type(response: aiohttp.ClientResponse) -> str:
+    """Return what an answer calls itself, without parameters; empty when nothing."""
+    content_type = response.headers.get("Content-Type", "")
+    return content_type.partition(";")[0].strip().lower()
+
+
+def window_header(response: aiohttp.ClientResponse) -> str:
+    """Return the value of ``Ddump-Window``, empty when there is none."""
+    # RFC 9651, 4.2: several lines are one field.
+    return ", ".join(response.headers.getall(WINDOW_HEADER, []))
+
+
+def check_type(response: aiohttp.ClientResponse) -> None:
+    """Refuse an answer that does not call itself a capture."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in {"identity", ""}:
+        raise RefusedError(
+            f"the answer is encoded as {one_line(encoding)}, which was not asked for",
+            status=response.status,
+        )
+    called = media_type(response)
+    if called not in _CAPTURE_TYPES:
+        raise RefusedError(
+            f"the answer is {one_line(called)}, not a capture",
+            status=response.status,
+            hint="is the path right? a worker has /capture and /ring",
+        )
+
+
+def refusal(
+    response: aiohttp.ClientResponse, body: bytes, target: HttpTarget
+) -> RefusedError:
+    """Return what an answer other than 200 means."""
+    status = response.status
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and (
+        outside := _outside(response, target)
+    ):
+        return outside
+    reason = _phrase(status, response.reason)
+    retry_after_ns = _retry_after_ns(response)
+    if 300 <= status < 400:
+        location = _without_userinfo(response.headers.get("Location", "nowhere"))
+        return RefusedError(
+            f"{reason}: redirects to {location}, which is not followed",
+            status=status,
+            hint="name that URL instead, if it is trusted",
+        )
+    problem = _problem(response, body)
+    if problem is not None:
+        parts = [problem.title, problem.detail]
+        if problem.parameter and not problem.detail.startswith(problem.parameter):
+            parts.insert(0, problem.parameter)
+        text = ": ".join(one_line(part) for part in parts if part)
+        return RefusedError(
+            f"{status}: {text or reason}",
+            status=status,
+            hint=one_line(problem.hint),
+            retry_after_ns=retry_after_ns,
+        )
+    hints = {
+        401: "see --user and --token-file",
+        403: "the credentials are not enough",
+        404: "is the path right? a worker has /capture and /ring",
+    }
+    return RefusedError(
+        reason,
+        status=status,
+        hint=hints.get(status, ""),
+        retry_after_ns=retry_after_ns,
+    )
+
+
+def _retry_after_ns(response: aiohttp.ClientResponse) -> int:
+    """Return how long a server asks to be left alone; a date (RFC 9110) is not read."""
+    value = response.headers.get("Retry-After", "").strip()
+    return int(value) * SECONDS if re.fullmatch("[0-9]{1,9}", value, re.ASCII) else 0
+
+
+def _outside(
+    response: aiohttp.ClientResponse, target: HttpTarget
+) -> RefusedError | None:
+    """Return the refusal of a window in local time, as it was asked for.
+
+    The worker's own words are for who asks with curl, and have UTC.
+    """
+    try:
+        report = WindowReport.parse(window_header(response))
+    except UsageError:
+        return None
+    if report.covered is not None:
+        return None
+    return RefusedError(
+        told_outside(report, now_ns=time.time_ns()),
+        status=response.status,
+        hint=f"ddump segments {target.api_url('/')} shows what it has",
+    )
+
+
+def _problem(response: aiohttp.ClientResponse, body: bytes) -> Problem | None:
+    if media_type(response) != MEDIA_TYPE_PROBLEM:
+        return None
+    try:
+        return msgspec.json.decode(body, type=Problem)
+    except msgspec.DecodeError:
+        return None
+
+
+def _phrase(status: int, reason: str | None) -> str:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = one_line(reason or "")
+    return f"{status} {phrase}".rstrip()
+
+
+def _without_userinfo(location: str) -> str:
+    return one_line(re.sub(r"//[^/]*@", "//", location))
