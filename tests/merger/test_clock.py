@@ -168,3 +168,26 @@ async def test_who_is_held_by_a_target_that_connects(words, states, moved):
         lane.state = LaneState(state)
     run.clock._look()
     assert [index for index, _ in run.moved] == moved
+
+
+async def test_who_sends_heartbeats_is_never_moved():
+    run = Run([60, 60])
+    run.lanes[0].trusted = True
+    run.clock._look()
+    assert run.moved == [(1, NOW - SECOND)]
+
+
+async def test_nobody_looks_when_all_send_heartbeats():
+    run = Run([60])
+    run.lanes[0].trusted = True
+    run.merge.receive_data(0, pcap([Record(START)]))
+    run.clock.start()
+    assert not run.clock.running
+
+
+async def test_who_is_away_is_not_moved():
+    """The merge does not wait for it, so it has not to be moved."""
+    run = Run([60, 60])
+    run.lanes[0].state = LaneState.BROKEN
+    run.clock._look()
+    assert run.moved == [(1, NOW - SECOND)]

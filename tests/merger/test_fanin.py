@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
 
 import pytest
 
@@ -19,7 +20,14 @@ from ddump_common.window import Interval, WindowReport
 from ddump_merger.lane import LaneState
 from ddump_merger.output import Output
 from support.beats import Beats
-from support.captures import Record, parse_pcap, pcap, pcap_header, pcap_record, section
+from support.captures import (
+    Record,
+    parse_pcap,
+    pcap,
+    pcap_header,
+    pcap_record,
+    section,
+)
 from support.scripted import SECOND, START, Forever, Run, Script, until
 
 RECORDS = [Record(START + n * 1_000_000, b"%d" % n) for n in range(100)]
@@ -503,3 +511,48 @@ async def test_opening_is_said_to_who_wants_to_know(build, caplog):
     run = build(Script([pcap(RECORDS)]))
     await run.to_the_end()
     assert caplog.messages == ["h0: opened"]
+
+
+# --- pcapng ---
+
+
+async def test_a_pcapng_output_says_whose_each_packet_is(build):
+    """Interfaces are described when the first of their packets leaves, the rest at the end."""
+    run = build(
+        Script([pcap(RECORDS[1::2])]),
+        Script([pcap([])]),
+        Script([pcap(RECORDS[0::2])]),
+        words=["http://a", "http://b", "http://c"],
+        pcapng=True,
+    )
+    await run.to_the_end()
+    shown = await asyncio.to_thread(
+        subprocess.check_output,
+        ["tshark", "-nr", run.path, "-T", "fields", "-e", "frame.interface_name"],
+        text=True,
+    )
+    assert shown.split() == ["c", "a"] * 50
+    counted = await asyncio.to_thread(
+        subprocess.check_output, ["capinfos", run.path], text=True
+    )
+    assert "Number of interfaces in file: 3" in counted
+    assert "Name = b" in counted
+
+
+async def test_an_interrupted_pcapng_output_ends_as_any(build):
+    run = build(Script([pcap(RECORDS), Forever]), pcapng=True)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.lanes[0].has_header)
+        run.fanin.interrupt()
+        data = await running
+    kinds = []
+    while data:
+        kinds.append(int.from_bytes(data[:4], "little"))
+        data = data[int.from_bytes(data[4:8], "little") :]
+    assert kinds == [0x0A0D0D0A, 1, *[6] * 100, 5]  # and what was counted, at the end
+
+
+async def test_a_pcapng_output_without_a_target_is_none(build):
+    run = build(Script(opening=UnreachableError("refused")), pcapng=True)
+    assert await run.to_the_end() is None

@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import ssl
+import time
 
 import aiohttp
 import pytest
@@ -493,3 +494,72 @@ async def test_a_connection_that_the_system_gives_up(monkeypatch):
     async with source("http://127.0.0.1") as one:
         with pytest.raises(UnreachableError, match="connection timed out"):
             await one.open()
+
+
+# --- What an answer tells ---
+
+
+async def told(headers, body=b"", *, bounded=False):
+    """Return an open source whose answer has these headers."""
+
+    async def script(exchange):
+        length = {"Content-Length": str(len(body))}
+        chunked = {"Transfer-Encoding": "chunked"}
+        await exchange.head("200 OK", headers | (length if bounded else chunked))
+        await exchange.send(body)
+        await exchange.gone()
+
+    async with serving(script) as server, source(server.url) as one:
+        await one.open()
+        return one
+
+
+@pytest.mark.parametrize(
+    ("media_type", "number", "expected"),
+    [
+        ("application/x-pcapng", "7", True),
+        ("Application/X-PcapNG; charset=x", "0", True),
+        ("application/x-pcapng", "", False),
+        ("application/x-pcapng", "-7", False),
+        ("application/x-pcapng", "٣", False),
+        ("application/x-pcapng", "9" * 30, False),
+        ("application/vnd.tcpdump.pcap", "7", False),
+        ("application/octet-stream", "7", False),
+    ],
+)
+async def test_who_is_trusted(media_type, number, expected):
+    headers = {"Content-Type": media_type, "Ddump-Stream": number}
+    one = await told({k: v.encode().decode("latin-1") for k, v in headers.items()})
+    assert one.trusted is expected
+
+
+async def test_what_the_host_is_called_is_printable():
+    one = await told(
+        {"Content-Type": "application/x-pcapng", "Ddump-Host": "a\x1b[1mb"}
+    )
+    assert one.host == r"a\x1b[1mb"
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_an_answer_that_says_how_long_it_is(bounded):
+    one = await told({"Content-Type": "application/x-pcapng"}, bounded=bounded)
+    assert one.bounded is bounded
+
+
+async def test_what_the_answer_tells_of_its_clock():
+    ahead = time.time_ns() + 5 * SECOND
+    one = await told({"Content-Type": "", "Ddump-Time": str(ahead)})
+    assert abs(one.sample.offset_ns - 5 * SECOND) < SECOND
+    assert (await told({"Content-Type": "", "Ddump-Time": "soon"})).sample is None
+    assert (await told({"Content-Type": ""})).sample is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("7", 7), (" 7 ", 7), ("0", 0), ("-7", 0), ("soon", 0), ("9" * 40, 0),
+     ("Wed, 21 Oct 2026 07:28:00 GMT", 0)],
+)  # fmt: skip
+async def test_how_long_a_server_asks_to_be_left_alone(value, seconds):
+    error = await refused(answer("503 Service Unavailable", retry_after=value))
+    assert error.status == 503
+    assert error.retry_after_ns == seconds * SECOND

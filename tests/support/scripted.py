@@ -146,7 +146,7 @@ class Run:
             )
         self.sink = Sink(output or Output(path))
         self.now_ns = START + 3600 * SECOND
-        header = OutputHeader(pcapng=False, precision=Precision.MICRO)
+        header = OutputHeader(pcapng=self.config.pcapng, precision=Precision.MICRO)
         self.peers = {
             index: ScriptedPeer(self.config.targets[index], **told)
             for index, told in (peers or {}).items()
