@@ -459,6 +459,32 @@ async def test_what_is_asked_for_is_left_alone(build, monkeypatch):
     assert waits == [0, 7 * SECOND]
 
 
+async def test_a_ring_that_is_there_the_second_time(build):
+    """What was lost before stays lost, and nothing of the first stream comes again."""
+    beats = Beats(NOW)
+    short = Script([beats.header + beats.packets(*RECORDS[80:90]), CUT], trusted=True)
+    now = Record(NOW, b"now")
+    peer = {"rings": [None, RING], "streams": [short, refill([now])]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:90], now]
+    assert [each.path for each in run.peers[0].asked] == ["/capture", "/ring"]
+    assert NOW - SECOND <= run.peers[0].asked[1].query.since_ns <= NOW
+    assert told(run).begin_ns == RECORDS[50].timestamp_ns
+    assert not told(run).filled
+
+
+async def test_a_clock_that_was_put_back_meanwhile(build):
+    """A ring has it under times that were not asked for."""
+    skews = [
+        Skew(offset_ns=0, error_ns=1000),
+        Skew(offset_ns=-3600 * SECOND, error_ns=1000),
+    ]
+    peer = {"rings": [RING], "streams": [refill()], "skews": skews}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert not told(run).filled
+
+
 # --- Ends that are none ---
 
 
@@ -811,18 +837,18 @@ def losing(kind):
             return Script([*begin, CUT], trusted=True), "cut"
         case "late":
             step = beats.heartbeat(NOW), beats.packets(Record(START + 1, b"late"))
-            return Script([*begin, *step, Forever], trusted=True), "1 packets came late"
+            return Script([*begin, *step, Forever], trusted=True), "late packets: 1"
         case "dropped":
-            counts, words = {"dropped": 2}, "2 packets were dropped by the kernel"
+            counts, words = {"dropped": 2}, "2 packets dropped by the kernel"
         case "interface_dropped":
             counts = {"interface_dropped": 2}
-            words = "2 packets were dropped by interfaces"
+            words = "2 packets dropped by interfaces"
         case "missing":
             counts = {"delivered": 102}
-            words = "2 packets that were sent did not come"
+            words = "2 packets sent and not come"
         case _:
             counts = {"skipped": 2}
-            words = "2 packets could no longer be read from the ring"
+            words = "2 packets no longer in the ring"
     return Script(
         [*begin, beats.heartbeat(NOW, **counts), Forever], trusted=True
     ), words

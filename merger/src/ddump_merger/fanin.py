@@ -246,7 +246,7 @@ class Fanin:
             return
         for lane in self._lanes:
             if late := self._merge.counters(lane.index).late:
-                self._inlet.lose(lane, f"{late} packets came late")
+                self._inlet.lose(lane, f"late packets: {late}")
 
     async def _put(self, pieces: list[bytes]) -> None:
         """Give data to the sink; while that is full, nobody reads."""

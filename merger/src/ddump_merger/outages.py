@@ -66,6 +66,10 @@ class Outages:
         self._exact = self._exact and exact
         self._replace(end_ns=max(end_ns, self.last.begin_ns))
 
+    def give_up(self) -> None:
+        """Say that nobody has what came during the last one."""
+        self._exact = False
+
     def check(self, promised_ns: int, lost: Losses) -> None:
         """See whether the refill is over; ``lost`` was what it brings."""
         end_ns = self.last.end_ns

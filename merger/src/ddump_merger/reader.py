@@ -70,8 +70,8 @@ class Reader:
             raise
 
     def settle(self) -> None:
-        """Count what there is to count, when all has come out of the merge."""
-        self._stretch.outages.count()
+        """Tell what there is to tell, when all has come out of the merge."""
+        self._stretch.settle()
 
     async def _read_on(self, deadline: asyncio.Timeout) -> None:
         """Read to the end, however often it breaks on the way."""

@@ -121,7 +121,7 @@ class Reconnect:
         await lane.source.open()
         self._begin()
         logger.info("%s: opened", lane.name)
-        self._stretch.tell_gaps()
+        self._stretch.ledger.check_window()
         # Nobody can tell when it has caught up.
         lane.live = lane.live or (lane.follows and not lane.trusted)
 

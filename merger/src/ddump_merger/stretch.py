@@ -10,18 +10,18 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from ddump_common.api import HEARTBEAT_NS
 from ddump_common.errors import FormatError
 from ddump_common.units import format_duration
 
 from ._merge import Seam
-from .books import Books
 from .config import ClockMode
 from .heartbeats import PATIENCE_NS, Heartbeats
+from .ledger import Ledger
 from .outages import Outages
 from .resume import Position
 from .tail import Tail
 from .target import HttpTarget
-from .window import told_gaps
 
 if TYPE_CHECKING:
     from ddump_common.errors import BrokenStreamError
@@ -60,17 +60,16 @@ class Stretch:
             refilled=lambda: inlet.merge.counters(lane.index).refilled,
             now_ns=inlet.clock_ns,
         )
+        self.ledger = Ledger(lane, inlet)
         self.tails: list[Tail] = []
         self._lane = lane
         self._inlet = inlet
         self._merge = inlet.merge
-        self._books = Books()
         self._heartbeats: Heartbeats | None = None
-        self._since_ns: int | None = None
+        # All of before that has come; from there on a ring was asked last.
+        self._since_ns = 0
         self._asked_since_ns = 0
         self._exact = True
-        self._said_missing = False
-        self._said_overdelivered = False
         self._said_skew = False
 
     @property
@@ -99,15 +98,16 @@ class Stretch:
         lane.host = source.host or lane.host
         known = [each for each in (lane.skew, source.sample) if each is not None]
         self._note_skew(min(known, key=lambda each: each.error_ns, default=None))
-        if self._since_ns is None:
-            self.opened_ns = self._since_ns = self.present_ns()
+        if not self.opened_ns:
+            self.opened_ns = self.present_ns()
+            self._since_ns = self.opened_ns - HEARTBEAT_NS
         self._heartbeats = None
         if lane.trusted:
             self._merge.trust(lane.index)
             if self._keeps_tails:
                 self.tails.append(Tail(self._inlet.config.buffer_bytes))
             self._heartbeats = Heartbeats(
-                self._merge, lane.index, books=self._books, tails=self.tails
+                self._merge, lane.index, books=self.ledger.books, tails=self.tails
             )
 
     @property
@@ -135,13 +135,14 @@ class Stretch:
         index = self._lane.index
         _, _, newest_ns = self._merge.progress(index)
         if self.promised_ns is not None:
-            self._since_ns = self.promised_ns
+            # A ring promises no more at first than it was asked for.
+            self._since_ns = max(self.promised_ns, self._asked_since_ns)
         elif not self._lane.source.trusted and newest_ns >= 0:
             self._since_ns = newest_ns
-        self._close_books()
+        self.ledger.close()
         self._merge.suspend(index)
         self.suspended = True
-        self.outages.begin(begin_ns=self._since_ns or 0, reason=f"{reason}")
+        self.outages.begin(begin_ns=self._since_ns, reason=f"{reason}")
 
     async def seam(self) -> Seam | None:
         """Return what has come already of what a ring will be asked for.
@@ -149,7 +150,7 @@ class Stretch:
         ``None`` when there is no telling: then it is asked for what is later than all
         that has come. Cancelling it loses nothing.
         """
-        since_ns = max(self._since_ns or 0, *(each.since_ns for each in self.tails), 0)
+        since_ns = max(self._since_ns, *(each.since_ns for each in self.tails), 0)
         self._exact = all(each.exact for each in self.tails)
         self._asked_since_ns = since_ns
         seam = Seam(since_ns)
@@ -197,12 +198,17 @@ class Stretch:
         self._merge.refill(index, now_ns)
         window = source.window
         complete = source.trusted and window is not None and window.complete
+        # With a clock that was put back, what came may be of before what was asked for.
+        complete = complete and now_ns >= self._asked_since_ns
         self.outages.refill(end_ns=now_ns, exact=self._exact and complete)
         if not source.trusted:
             self.outages.settle(end_ns=now_ns, filled=False)
 
     def lose(self) -> None:
         """Say that the stream, which has begun, brings nothing of the outage."""
+        self._asked_since_ns = 0
+        self._since_ns = self.present_ns() - HEARTBEAT_NS
+        self.outages.give_up()
         self.tails = self.tails[-1:] if self._lane.trusted else []
         if self._heartbeats is not None:
             self._heartbeats.tails = self.tails
@@ -216,20 +222,14 @@ class Stretch:
     def finish(self) -> None:
         """End the stream: it ended as it should."""
         if self.outages.open:
-            # What a heartbeat would have told is told by the end.
-            end_ns = self.outages.last.end_ns or self.present_ns()
-            self.outages.check(end_ns, self._books.current)
-        self._close_books()
+            # What a promise would have told is told by the end.
+            self.outages.check(_LATEST_NS, self.ledger.books.current)
+        self.ledger.close()
 
-    def _close_books(self) -> None:
-        if skipped := self._books.current.skipped:
-            logger.error(
-                "%s: up to %d packets of the window could no longer be read from "
-                "the ring",
-                self._lane.name,
-                skipped,
-            )
-        self._books.close()
+    def settle(self) -> None:
+        """Tell what there is to tell when all has come out of the merge."""
+        self.ledger.close()
+        self.outages.count()
 
     # What is learned
 
@@ -249,22 +249,9 @@ class Stretch:
             lane.shift_ns = max(min(-skew.offset_ns, _MAX_SHIFT_NS), -_MAX_SHIFT_NS)
             self._merge.shift(lane.index, lane.shift_ns)
 
-    def tell_gaps(self) -> None:
-        """Say what the ring lacks of the window that was asked for."""
-        lane = self._lane
-        lane.window = lane.source.window
-        if lane.window is None:
-            return
-        told = told_gaps(lane.window, now_ns=self._inlet.clock_ns())
-        if told:
-            logger.error("%s: %s", lane.name, told)
-            self._inlet.lose(lane, told)
-
     def _learn(self, last: Heartbeat) -> None:
         """See what a new heartbeat says."""
-        lane = self._lane
-        lane.losses = self._books.losses
-        self._tell_losses()
+        self.ledger.check()
         while len(self.tails) > 1 and self.tails[0].empty:
             del self.tails[0]
         if not self.outages.open:
@@ -274,30 +261,7 @@ class Stretch:
             began_ns = last.started_ns or last.promised_ns
             self.outages.settle(end_ns=began_ns, filled=False)
         else:
-            self.outages.check(last.promised_ns, self._books.current)
-
-    def _tell_losses(self) -> None:
-        lane, losses = self._lane, self._lane.losses
-        if losses.missing and not self._said_missing:
-            self._said_missing = True
-            logger.error(
-                "%s: %d packets that its worker sent did not come",
-                lane.name,
-                losses.missing,
-            )
-        if self._books.overdelivered and not self._said_overdelivered:
-            self._said_overdelivered = True
-            logger.warning(
-                "%s: more packets came than its worker says it sent", lane.name
-            )
-        for count, what in (
-            (losses.dropped, "packets were dropped by the kernel"),
-            (losses.interface_dropped, "packets were dropped by interfaces"),
-            (losses.missing, "packets that were sent did not come"),
-            (losses.skipped, "packets could no longer be read from the ring"),
-        ):
-            if count:
-                self._inlet.lose(lane, f"{count} {what}")
+            self.outages.check(last.promised_ns, self.ledger.books.current)
 
     def _distrust(self) -> None:
         """Go on with a stream that keeps no promise as with one that made none."""
