@@ -83,7 +83,9 @@ def test_what_a_ring_has_not_is_said(hosts):
             r"ddump: web1: the ring may lack what came from [-0-9:. ]+ to [-0-9:. ]+ \(59m\d+s\)",
             gap,
         )
-        assert [line.partition(": ")[0] for line in rest] == ([] if quiet else ["web1"])
+        assert [re.split(": | [0-9]", line)[0] for line in rest] == (
+            [] if quiet else ["web1", "    gap"]
+        )
 
 
 def test_a_window_outside_the_ring_and_a_worker_without_one(hosts):
@@ -107,8 +109,8 @@ def test_a_window_outside_the_ring_and_a_worker_without_one(hosts):
     assert "--ring-dir" in said
 
 
-def test_following_with_an_idle_host_is_as_quick_as_hold(hosts):
-    """The idle one is asked how far it has read, and then the clock may move it."""
+def test_an_idle_host_that_is_followed_holds_nobody_back(hosts):
+    """Its heartbeats say that nothing of it comes any more, well before ``--hold``."""
     net, urls, _ = hosts
     command = net.client.command(
         DDUMP, "--since", "-1ms", "--follow", "-f", f"{traffic.FILTER} and udp[8:4] != 0",
@@ -118,15 +120,15 @@ def test_following_with_an_idle_host_is_as_quick_as_hold(hosts):
         with net.client.entered():
             await_streams(urls[:2])
         send(net, net.hosts[1], b"the first")
-        read_until(process.stdout, b"the first", 3 * HOLD + 1)
+        read_until(process.stdout, b"the first", 3 * HOLD)
         for number in range(3):
             payload = b"live %d" % number
             send(net, net.hosts[1], payload)
-            assert read_until(process.stdout, payload, 2 * HOLD + 1) < HOLD + 0.5
+            assert read_until(process.stdout, payload, 2 * HOLD) < HOLD
         process.terminate()
         _, said = process.communicate(timeout=10)
     assert process.returncode == 0, said
-    assert said.count(b", 0 late\n") == 3
+    assert said.count(b", 0 late") == 3
 
 
 def test_segments_are_what_is_on_the_disk(hosts):
