@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 RING = ("--ring-size", "64MB", "--segment-size", "1MB", "--ring-reserve", "1MB")
+HOLD = 1.0
 
 
 @pytest.fixture(scope="module")
