@@ -174,6 +174,8 @@ class Recorder:
             if source.more:
                 target = min(2 * target, _LARGEST_BATCH)
             else:
+                # First, so that who reads up to there knows what is not.
+                self._count_dropped()
                 self._tail.flush(began_ns - UNREAD_NS)
             self._ring.notify()
             self._refresh()
