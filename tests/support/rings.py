@@ -109,7 +109,10 @@ class RingWriter:
 
     async def drop(self, packets) -> None:
         """Let the kernel drop some."""
-        await asyncio.to_thread(self._tail.count_dropped, packets)
+        now = self.now_ns
+        await asyncio.to_thread(
+            self._tail.count_dropped, packets, since_ns=now, until_ns=now
+        )
 
     async def name(self, names) -> None:
         """Let the host's interfaces be these, by index."""

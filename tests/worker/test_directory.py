@@ -360,7 +360,7 @@ def test_what_the_sidecar_says_is_known_again(directory):
     left(directory, records(3, at=NOW + 99), said)
     segment = adopted(directory)
     assert (segment.begin_ns, segment.end_ns) == (NOW, NOW + 5)
-    assert (segment.dropped, segment.lost) == (2, 3)
+    assert (segment.drops.total, segment.lost) == (2, 3)
     assert segment.interfaces == {2: frozenset({"eth0"})}
 
 

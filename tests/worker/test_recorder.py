@@ -265,7 +265,7 @@ def test_the_kernels_drops_are_counted_for_each_segment(record):
     recorded.source.dropped = 8
     recorded.recorder.stop()
     first, second = recorded.ring.segments()
-    assert (first.dropped, second.dropped) == (5, 3)
+    assert (first.drops.total, second.drops.total) == (5, 3)
     assert recorded.ring.info().dropped == 8
     assert read_sidecar(first.sidecar_path).dropped == 5
 

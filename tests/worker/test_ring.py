@@ -543,7 +543,7 @@ def on_disk_name(ring: Ring, number: int) -> str:
 
 def test_the_drops_of_earlier_runs_are_known(open_ring):
     written = open_ring()
-    written.tail.count_dropped(7)
+    written.tail.count_dropped(7, since_ns=0, until_ns=1)
     written.fill()
     written = open_ring()
     adopt(written.ring)

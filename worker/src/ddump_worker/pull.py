@@ -151,8 +151,9 @@ class Pull(Source):
 
     @property
     def dropped(self) -> int:
-        """How many packets the kernel dropped in the segments that are read."""
-        return self._passed_drops + sum(each.dropped for each in self._held.values())
+        """How many packets at most the kernel dropped in the window, as far as it is read."""
+        held = sum(each.drops.within(*self._bounds) for each in self._held.values())
+        return self._passed_drops + held
 
     def refresh(self) -> None:
         """Do nothing: the counters come with the slices."""
@@ -197,7 +198,7 @@ class Pull(Source):
 
     def _let_go(self, segment: Segment) -> None:
         # In a thread: who lets go of a file last frees what it had on the disk.
-        self._passed_drops += segment.dropped
+        self._passed_drops += segment.drops.within(*self._bounds)
         self._passed_lost += segment.lost
         del self._held[segment.number]
         self._executor.submit(self._pins.pop(segment.number).release, segment)

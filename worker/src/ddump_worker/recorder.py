@@ -88,6 +88,7 @@ class Recorder:
         self._poll = select.poll()
         self._dropped = 0
         self._refresh_ns = 0
+        self._counted_ns = clock()
         self._offset_ns = clock() - steady()
         self._most = min(_LARGEST_BATCH, ring.options.segment_size // 4)
         # The host's shutdown does not wait for these: what they leave is adopted.
@@ -215,8 +216,11 @@ class Recorder:
 
     def _count_dropped(self) -> None:
         _, dropped, _ = self._source.statistics()
-        self._tail.count_dropped(dropped - self._dropped)
-        self._dropped = dropped
+        now_ns = self._clock()
+        self._tail.count_dropped(
+            dropped - self._dropped, since_ns=self._counted_ns, until_ns=now_ns
+        )
+        self._dropped, self._counted_ns = dropped, now_ns
 
     def _drain(self) -> int:
         """Record what the kernel still has; return until when that is."""

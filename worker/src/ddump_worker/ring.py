@@ -305,7 +305,7 @@ class Ring:
             limit_bytes=self.limit_bytes,
             pinned_bytes=pinned_bytes,
             pinned_limit_bytes=self.pinned_limit_bytes,
-            dropped=sum(each.dropped for each in segments),
+            dropped=sum(each.drops.total for each in segments),
             lost=sum(each.lost for each in segments),
             coverage=[
                 IntervalInfo(begin_ns=each.begin_ns, end_ns=each.end_ns)

@@ -28,6 +28,7 @@ from ddump_common.errors import CaptureError
 from ddump_common.pcap import PcapHeader
 
 from ._ring import Index
+from .drops import Drops
 from .sidecar import SUFFIX, Sidecar
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ class Segment:
 
     It was recorded from ``begin_ns`` to ``end_ns`` by the recorder's clock; both move
     on while it is ``growing``. ``size`` is that of the file in bytes, ``disk_bytes``
-    what it takes of the disk. ``dropped`` packets were lost by the kernel while it was
-    written, ``lost`` as the disk did not take them. ``interfaces`` are the names that
-    each index had meanwhile, where the link type keeps the index. None of it changes
-    any more when it is ``closed``. ``run`` tells those of one process; ``identity`` are the device and inode of the file,
-    and ``report`` is called with what is wrong with it, by any thread.
+    what it takes of the disk. ``drops`` are of the packets that were lost by the kernel
+    while it was written, ``lost`` as the disk did not take them. ``interfaces`` are the
+    names that each index had meanwhile, where the link type keeps the index. None of it
+    changes any more when it is ``closed``. ``run`` tells those of one process;
+    ``identity`` are the device and inode of the file, and ``report`` is called with
+    what is wrong with it, by any thread.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Segment:
         self.index = Index(link_type=link_type)
         self.begin_ns = begin_ns
         self.end_ns = end_ns
-        self.dropped = dropped
+        self.drops = Drops(dropped)
         self.lost = lost
         self.interfaces = interfaces
         self.size = PcapHeader.SIZE
@@ -226,7 +228,7 @@ class Segment:
         return Sidecar(
             begin_ns=self.begin_ns,
             end_ns=self.end_ns,
-            dropped=self.dropped,
+            dropped=self.drops.total,
             lost=self.lost,
             closed=self.closed,
             run=self.run,
@@ -245,7 +247,7 @@ class Segment:
             greatest_ns=self.index.greatest_ns,
             packets=self.index.packets,
             bytes=self.size,
-            dropped=self.dropped,
+            dropped=self.drops.total,
             lost=self.lost,
             growing=self.growing,
         )

@@ -225,9 +225,9 @@ class Tail:
             segment.end_ns = max(segment.begin_ns, flushed_ns)
         self._ring.flushed_ns = flushed_ns
 
-    def count_dropped(self, packets: int) -> None:
-        """Note that the kernel dropped ``packets`` since the last call."""
-        self._segment.dropped += packets
+    def count_dropped(self, packets: int, *, since_ns: int, until_ns: int) -> None:
+        """Note that the kernel dropped ``packets`` between the two moments."""
+        self._segment.drops.add(packets, since_ns=since_ns, until_ns=until_ns)
 
     def refresh(self) -> None:
         """Write down what is known of the segments whose sidecars are behind.
