@@ -42,9 +42,15 @@ def test_which_rings_have_it_all():
 
 
 def test_an_interface_is_known_by_its_index_only():
-    query = CaptureQuery(interfaces=("eth0",))
-    assert not keeps(ring(), query)
+    query = CaptureQuery(interfaces=("eth0",), link=Link.SLL2)
     assert keeps(ring(link="sll2"), query)
+    assert not keeps(ring(), CaptureQuery(interfaces=("eth0",)))
+
+
+def test_what_is_converted_is_not_what_had_come():
+    assert keeps(ring(link="sll2"), CaptureQuery(link=Link.SLL2))
+    assert not keeps(ring(link="sll2"), CaptureQuery())
+    assert not keeps(ring(), CaptureQuery(link=Link.SLL2))
 
 
 def test_the_ring_is_asked_for_the_same():

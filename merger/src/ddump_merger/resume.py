@@ -40,11 +40,16 @@ class Position:
 
 
 def keeps(ring: RingInfo | None, query: CaptureQuery) -> bool:
-    """Return whether a ring has all that a stream would have brought, while it lasts."""
+    """Return whether a ring has all that a stream would have brought, while it lasts.
+
+    And as it would have: SLL has no interface, SLL2 no VLAN tag, so that what comes of
+    one as the other is not what had come already.
+    """
     if ring is None or ring.state != _RECORDING or ring.partial:
         return False
-    # An index is only in SLL2.
-    return not query.interfaces or ring.link == Link.SLL2.value
+    if ring.link != query.link.value:
+        return False
+    return not query.interfaces or query.link is Link.SLL2  # which has the interface
 
 
 def resumed(
