@@ -7,7 +7,7 @@ import pytest
 from ddump_common.answers import RingInfo
 from ddump_common.api import CaptureQuery, Link, RingQuery
 from ddump_common.pcap import Precision
-from ddump_merger.resume import Position, keeps, resumed, started_anew
+from ddump_merger.resume import Position, by_clock, keeps, resumed, started_anew
 from ddump_merger.target import parse_target
 
 SECOND = 1_000_000_000
@@ -51,6 +51,15 @@ def test_what_is_converted_is_not_what_had_come():
     assert keeps(ring(link="sll2"), CaptureQuery(link=Link.SLL2))
     assert not keeps(ring(link="sll2"), CaptureQuery())
     assert not keeps(ring(), CaptureQuery(link=Link.SLL2))
+
+
+def test_a_window_is_asked_for_by_the_clock_of_who_is_asked():
+    asked = by_clock(target("since=1700000000&until=1700000060", "/ring"), 3 * SECOND)
+    assert asked.query.since_ns == OPENED + 3 * SECOND
+    assert asked.query.until_ns == OPENED + 63 * SECOND
+    asked = by_clock(target("since=1700000000&follow=1", "/ring"), -SECOND)
+    assert (asked.query.since_ns, asked.query.until_ns) == (OPENED - SECOND, None)
+    assert by_clock(target("filter=tcp"), SECOND) == target("filter=tcp")
 
 
 def test_the_ring_is_asked_for_the_same():

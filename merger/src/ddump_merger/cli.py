@@ -260,7 +260,7 @@ _CONNECTION_OPTIONS = _options(
     default=ClockMode.REPORT.value,
     show_default=True,
     help="What to do about clocks that are not ours: only say so, or also correct the "
-    "timestamps of packets by it. A window is cut by the worker's clock in any case.",
+    "timestamps of packets, and a window that is asked for, by what they are off.",
 )
 @click.option(
     "--reconnect/--no-reconnect",

@@ -18,7 +18,7 @@ from ddump_common.units import MILLISECONDS, SECONDS
 
 from .backoff import Backoff
 from .lane import LaneState
-from .resume import keeps, resumed, started_anew
+from .resume import by_clock, keeps, resumed, started_anew
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,6 +89,7 @@ class Reconnect:
         self._inlet = inlet
         self._merge = inlet.merge
         self._peer = peer
+        self._target = None if peer is None else peer.target
         self._stretch = stretch
         self._backoff = Backoff()
         self._loop = asyncio.get_running_loop()
@@ -118,6 +119,10 @@ class Reconnect:
             self._stretch.measured(await self._peer.skew())
             if config.pcapng and config.link is Link.SLL2:
                 lane.interfaces = await self._peer.names()
+            if lane.shift_ns:
+                # What comes is moved to our clock, in which its window was asked for.
+                self._target = by_clock(self._peer.target, -lane.shift_ns)
+                lane.source = self._peer.stream(self._target)
         await lane.source.open()
         self._begin()
         logger.info("%s: opened", lane.name)
@@ -141,7 +146,8 @@ class Reconnect:
 
         """
         lane, stretch, peer = self._lane, self._stretch, self._peer
-        if peer is None or not self._is_possible(peer.target):
+        target = self._target
+        if peer is None or target is None or not self._is_possible(target):
             raise reason
         self._backoff.reset(lived_ns=int((self._loop.time() - self._opened) * SECONDS))
         lane.state = LaneState.BROKEN
@@ -154,7 +160,7 @@ class Reconnect:
         while True:
             await asyncio.sleep(self._backoff.next_ns(asked_ns=asked_ns) / SECONDS)
             try:
-                return await self._try(peer, seam)
+                return await self._try(peer, target, seam)
             except UnreachableError as exc:
                 logger.info("%s: %s", lane.name, exc)
                 asked_ns = 0
@@ -164,8 +170,8 @@ class Reconnect:
                 logger.info("%s: %s", lane.name, exc)
                 asked_ns = exc.retry_after_ns
 
-    async def _try(self, peer: Peer, seam: Seam | None) -> bool:
-        lane, stretch, target = self._lane, self._stretch, peer.target
+    async def _try(self, peer: Peer, target: HttpTarget, seam: Seam | None) -> bool:
+        lane, stretch = self._lane, self._stretch
         ring = await self._ring(peer) if lane.source.trusted else None
         if lane.skew is not None:
             stretch.measured(await peer.skew())

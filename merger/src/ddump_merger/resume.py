@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .target import HttpTarget
 
-__all__ = ["Position", "keeps", "resumed", "started_anew"]
+__all__ = ["Position", "by_clock", "keeps", "resumed", "started_anew"]
 
 _RECORDING = "recording"
 
@@ -106,6 +106,18 @@ def started_anew(
         duration_ns = None if until_ns is None else until_ns - now_ns
         asked = replace(query, packets=packets, bytes=octets, duration_ns=duration_ns)
     return replace(target, query=asked)
+
+
+def by_clock(target: HttpTarget, offset_ns: int) -> HttpTarget:
+    """Return ``target`` with its window by a clock that is ``offset_ns`` ahead of ours."""
+    query = target.query
+    if not isinstance(query, RingQuery):
+        return target
+    since_ns, until_ns = (
+        None if each is None else max(each + offset_ns, 1)
+        for each in (query.since_ns, query.until_ns)
+    )
+    return replace(target, query=replace(query, since_ns=since_ns, until_ns=until_ns))
 
 
 def _left(limit: int | None, come: int, *, again: int) -> int | None:
