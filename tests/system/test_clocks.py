@@ -7,6 +7,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,35 @@ async def test_a_broken_network_costs_nothing_whatever_the_clocks(tmp_path, cloc
         assert [outage["filled"] for outage in told["outages"]] == [True]
         # While nobody was waited for, one clock had the output go ahead of the others.
         assert told["late"] == 0 or clock == "report"
+
+
+async def test_a_corrected_window_is_the_same_time_on_all_hosts(tmp_path):
+    names = ("ahead", "behind", "right")
+    with network(len(names), prefix="ddump-wind") as net:
+        async with contextlib.AsyncExitStack() as stack:
+            urls = {}
+            for name, host in zip(names, net.hosts, strict=True):
+                started = await stack.enter_async_context(
+                    worker(
+                        host, "--ring-dir", tmp_path / name, *RING,
+                        program=[
+                            sys.executable, str(Path(skewed.__file__)),
+                            str(OFFSETS.get(name, 0)),
+                        ],
+                    )
+                )  # fmt: skip
+                urls[name] = started.url
+            await send_in_turn(net)  # before it
+            since = time.time()
+            sent = await send_in_turn(net)
+            until = time.time()
+            await send_in_turn(net)  # and after
+            ddump = await stack.enter_async_context(
+                run(net.client, tmp_path, "--clock", "correct", "-f", traffic.FILTER,
+                    "--since", f"{since:.6f}", "--until", f"{until:.6f}",
+                    *map("=".join, urls.items()))
+            )  # fmt: skip
+            ended = await ddump.ended()
+    assert ended.code == 0, ended.said
+    found = [data[16 + 20 + 8 :] for _, _, data in ended.records]
+    assert found == sent
