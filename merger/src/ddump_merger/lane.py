@@ -40,7 +40,8 @@ class Lane:
     ``index`` is its number there. ``live`` is whether the clock may move it; a window
     that is followed becomes it when it has caught up; ``ahead`` is whether it is then
     left unread, for it holds much that others hold back. ``trusted`` is whether its
-    worker promised heartbeats: then only those and its records move it. ``heard`` is
+    worker promised heartbeats: then only those and its records move it; ``distrusted``
+    is why it is not any more. ``heard`` is
     when bytes last came, by the event loop's clock. ``error`` is why it is missing or
     was cut short. ``wanted`` is set while the merge waits for the next bytes of a file
     or a window.
@@ -63,6 +64,7 @@ class Lane:
     state: LaneState = LaneState.CONNECTING
     has_header: bool = False
     error: DdumpError | None = None
+    distrusted: str = ""
     host: str = ""
     skew: Skew | None = None
     shift_ns: int = 0
