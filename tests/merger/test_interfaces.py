@@ -224,6 +224,7 @@ def test_more_outages_than_a_comment_holds_are_counted():
     ("fields", "text"),
     [
         ({"losses": Losses(missing=3, skipped=5)}, "missing: 3; skipped: 5"),
+        ({"losses": Losses(surplus=4)}, "surplus: 4"),
         ({"error": BrokenStreamError("cut")}, "truncated: cut"),
         ({"error": UnreachableError("refused"), "has_header": False},
          "not captured: refused"),

@@ -111,6 +111,7 @@ def test_what_is_lost_is_shown_where_it_can_be_read(lanes, monkeypatch):
     web.window = WindowReport(covered=None, omitted=1)
     web.outages = [Outage(begin_ns=MOMENT, end_ns=MOMENT + 1, reason="x", filled=True)]
     other.error, other.state = None, LaneState.BROKEN
+    other.losses, other.distrusted = Losses(surplus=8), "it promised the future"
     other.outages = [Outage(begin_ns=MOMENT, reason="x")] * 2
     lines = drawn(Progress(lanes, merge), width=80).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
@@ -119,7 +120,7 @@ def test_what_is_lost_is_shown_where_it_can_be_read(lanes, monkeypatch):
         "web1 123456789 98.8GB 123456 0 64MiB",
         "open, 12345 refilled, 7 missing, 1 gap, clock +3.002 s",
         r"we\x1b[31mird 7 0B - 1234567 64MiB",
-        "reconnecting since 15:03:00, 2 gaps",
+        "reconnecting since 15:03:00, 8 surplus, distrusted, 2 gaps",
         "x" * 25 + "… 0 0B - 0 64MiB",
         "connecting",
     ]

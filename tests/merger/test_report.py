@@ -47,8 +47,8 @@ def report(*lanes, counters=NOTHING, targets=(), tried=True, error=""):
 EMPTY = {
     "host": None, "error": None, "packets": 0, "bytes": 0, "late": 0, "refilled": 0,
     "joined": 0, "cut": 0, "received": None, "dropped": None, "interface_dropped": None,
-    "skipped": 0, "missing": 0, "backwards": 0, "window": None, "outages": [],
-    "clock": None,
+    "skipped": 0, "missing": 0, "surplus": 0, "backwards": 0, "distrusted": None,
+    "window": None, "outages": [], "clock": None,
 }  # fmt: skip
 
 
@@ -58,7 +58,9 @@ def test_the_whole_of_it():
     )
     web = lane(
         0, "web=http://alice:secret@web1?filter=udp", host="web1.example",
-        losses=Losses(received=20, dropped=6, interface_dropped=7, skipped=8, missing=9),
+        losses=Losses(received=20, dropped=6, interface_dropped=7, skipped=8, missing=9,
+                      surplus=10),
+        distrusted="it promised the future",
         window=WindowReport(
             covered=Interval(begin_ns=NOW, end_ns=NOW + SECONDS),
             gaps=(Interval(begin_ns=NOW - SECONDS, end_ns=NOW),), omitted=2,
@@ -82,7 +84,7 @@ def test_the_whole_of_it():
         "totals": {
             "targets": 2, "captured": 2, "packets": 20, "bytes": 2000, "late": 2,
             "refilled": 6, "joined": 8, "cut": 4, "dropped": 6, "interface_dropped": 7,
-            "skipped": 8, "missing": 9,
+            "skipped": 8, "missing": 9, "surplus": 10,
         },
         "targets": [
             {
@@ -90,7 +92,8 @@ def test_the_whole_of_it():
                 "file": None, "outcome": "incomplete", "host": "web1.example",
                 "error": None, "packets": 10, "bytes": 1000, "late": 1, "refilled": 3,
                 "joined": 4, "cut": 2, "received": 20, "dropped": 6,
-                "interface_dropped": 7, "skipped": 8, "missing": 9, "backwards": 5,
+                "interface_dropped": 7, "skipped": 8, "missing": 9, "surplus": 10,
+                "backwards": 5, "distrusted": "it promised the future",
                 "window": {
                     "covered": {
                         "begin": "2023-11-22T14:03:00Z", "begin_ns": NOW,

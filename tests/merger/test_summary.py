@@ -188,11 +188,11 @@ def test_what_is_nothing_is_not_said(monkeypatch):
 
 def test_every_loss_is_said(monkeypatch):
     one = lane(0, "web=http://a")
-    one.losses = Losses(dropped=1, interface_dropped=2, missing=3, skipped=4)
+    one.losses = Losses(dropped=1, interface_dropped=2, missing=3, skipped=4, surplus=8)
     counts = {"packets": 9, "late": 5, "refilled": 6, "cut": 7, "backwards": 1}
     assert told(one, monkeypatch, **counts) == [
         "web: 9 packets received, 1 dropped by kernel, 2 dropped by interface, 5 late, "
-        "6 refilled, 3 missing, up to 4 no longer in the ring, "
+        "6 refilled, 3 missing, 8 more than were sent, up to 4 no longer in the ring, "
         "7 cut to the snapshot length, 1 heartbeat went backwards"
     ]
 
@@ -285,3 +285,11 @@ def test_what_ends_a_run_early_has_a_code(exc, leaves, code):
 
 def test_nothing_ends_most_runs_early():
     assert list(failures(None)) == []
+
+
+def test_why_heartbeats_are_believed_no_more_is_said(monkeypatch):
+    one = lane(0, "web=http://a")
+    one.distrusted = "it promised the future \x1b"
+    assert told(one, monkeypatch)[1:] == [
+        r"    distrusted: it promised the future \x1b"
+    ]

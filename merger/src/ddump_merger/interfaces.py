@@ -140,6 +140,8 @@ def _told_losses(lane: Lane) -> list[str]:
         )
     if lane.losses.missing:
         told.append(f"missing: {lane.losses.missing}")
+    if lane.losses.surplus:
+        told.append(f"surplus: {lane.losses.surplus}")
     if lane.losses.skipped:
         told.append(f"skipped: {lane.losses.skipped}")
     if lane.window is not None:

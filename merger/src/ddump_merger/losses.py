@@ -13,8 +13,11 @@ class Losses:
 
     Of those ``received`` by the kernel that the filter let through, it ``dropped`` some
     as its ring was full; ``interface_dropped`` by network interfaces; all ``None`` when
-    nobody tells. ``skipped`` at most were recorded and could no longer be read.
-    ``missing`` were sent, as the worker counts, and did not come.
+    nobody tells. What was received is known only when every stream has ended with its
+    worker's last counts: before, it would be less than what came.
+    ``skipped`` at most were recorded and could no longer be read.
+    ``missing`` were sent, as the worker counts, and did not come; ``surplus`` at most
+    came beside those that were sent.
     """
 
     received: int | None = None
@@ -22,3 +25,4 @@ class Losses:
     interface_dropped: int | None = None
     skipped: int = 0
     missing: int = 0
+    surplus: int = 0

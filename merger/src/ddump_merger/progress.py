@@ -132,6 +132,10 @@ def _state(lane: Lane, counters: Counters, now_ns: int) -> str:
         parts.append(f"{counters.refilled} refilled")
     if missing := lane.losses.missing + lane.losses.skipped:
         parts.append(f"{missing} missing")
+    if lane.losses.surplus:
+        parts.append(f"{lane.losses.surplus} surplus")
+    if lane.distrusted:
+        parts.append("distrusted")
     if gaps := _gaps(lane):
         parts.append("1 gap" if gaps == 1 else f"{gaps} gaps")
     if lane.skew is not None and lane.skew.certain:

@@ -124,7 +124,9 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     interface_dropped: int | None = None
     skipped: int = 0
     missing: int = 0
+    surplus: int = 0
     backwards: int = 0
+    distrusted: str | None = None
     window: WindowPart | None = None
     outages: list[OutageReport] = []
     clock: ClockReport | None = None
@@ -145,6 +147,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     interface_dropped: int | None
     skipped: int
     missing: int
+    surplus: int
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +234,9 @@ def _account(lane: Lane, counters: Counters) -> TargetReport:
         interface_dropped=_bounded(losses.interface_dropped),
         skipped=min(losses.skipped, _GREATEST),
         missing=min(losses.missing, _GREATEST),
+        surplus=min(losses.surplus, _GREATEST),
         backwards=counters.backwards,
+        distrusted=_text(lane.distrusted),
         window=None if lane.window is None else _window(lane.window),
         outages=[_outage(each) for each in lane.outages],
         clock=None if lane.skew is None else _clock(lane.skew, lane.shift_ns),
@@ -295,6 +300,7 @@ def _totals(targets: Sequence[TargetReport]) -> Totals:
         interface_dropped=_sum(each.interface_dropped for each in targets),
         skipped=min(sum(each.skipped for each in targets), _GREATEST),
         missing=min(sum(each.missing for each in targets), _GREATEST),
+        surplus=min(sum(each.surplus for each in targets), _GREATEST),
     )
 
 

@@ -121,6 +121,7 @@ def _rare(lane: Lane, counters: Counters) -> Iterator[tuple[int, str]]:
     """Yield what is said only where it is not 0."""
     yield counters.refilled, "{} refilled"
     yield lane.losses.missing, "{} missing"
+    yield lane.losses.surplus, "{} more than were sent"
     yield lane.losses.skipped, "up to {} no longer in the ring"
     yield counters.cut, "{} cut to the snapshot length"
 
@@ -128,6 +129,8 @@ def _rare(lane: Lane, counters: Counters) -> Iterator[tuple[int, str]]:
 def _remarks(lane: Lane) -> Iterator[str]:
     """Yield what is said of a target in lines of its own."""
     now_ns = time.time_ns()
+    if lane.distrusted:
+        yield f"distrusted: {lane.distrusted}"
     if lane.window is not None:
         gaps = lane.window.gaps[:_MOST_GAPS]
         for gap in gaps:
