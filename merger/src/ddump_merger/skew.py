@@ -71,6 +71,10 @@ class Skew:
         """Whether the clock can be told to differ from ours at all."""
         return abs(self.offset_ns) > self.error_ns
 
+    def differs(self, other: Skew) -> bool:
+        """Whether both cannot be of one clock that was not set in between."""
+        return abs(self.offset_ns - other.offset_ns) > self.error_ns + other.error_ns
+
     @property
     def notable(self) -> bool:
         """Whether it differs by more than 10 ms, whatever the error."""
@@ -79,18 +83,20 @@ class Skew:
     @property
     def told_offset(self) -> str:
         """The offset as people read it: ``+3.002 s``."""
-        sign = "-" if self.offset_ns < 0 else "+"
-        return f"{sign}{_told(abs(self.offset_ns))}"
+        return self._told(self.offset_ns, sign="+")
 
     def __str__(self) -> str:
-        return f"{self.told_offset} ± {_told(self.error_ns)}"
+        return f"{self.told_offset} ± {self._told(self.error_ns, sign='-')}"
 
+    def _told(self, nanoseconds: int, *, sign: str) -> str:
+        """Return a time with as many digits as the error leaves a meaning.
 
-def _told(nanoseconds: int) -> str:
-    if nanoseconds >= SECONDS:
-        return f"{nanoseconds / SECONDS:.3f} s"
-    digits = 1 if nanoseconds >= MILLISECONDS // 10 else 3
-    return f"{nanoseconds / MILLISECONDS:.{digits}f} ms"
+        ``sign`` is as of format(): ``+`` shows one of what is not negative, too.
+        """
+        if abs(nanoseconds) >= SECONDS:
+            return f"{nanoseconds / SECONDS:{sign}.3f} s"
+        digits = 1 if self.error_ns >= MILLISECONDS // 10 else 3
+        return f"{nanoseconds / MILLISECONDS:{sign}z.{digits}f} ms"
 
 
 def combine(samples: Iterable[Skew | None]) -> Skew | None:
