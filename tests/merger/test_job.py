@@ -212,3 +212,20 @@ async def test_the_second_signal_ends_the_process(monkeypatch, shown):
         (signal.SIGTERM, signal.SIG_DFL),
         (os.getpid(), signal.SIGTERM),
     ]
+
+
+def test_interrupted_before_it_began_it_leaves_no_file(tmp_path):
+    (tmp_path / "in").write_bytes(pcap(RECORDS))
+    program = (
+        "import signal, sys, ddump_merger.job as job\n"
+        "from ddump_merger.cli import main\n"
+        "job._import_parts = lambda _: signal.raise_signal(signal.SIGINT)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "-w", tmp_path / "out", tmp_path / "in"],
+        check=False, capture_output=True, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert b"Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -151,3 +151,33 @@ def test_devices_may_be_shared():
     assert not one.is_same(same)
     one.close()
     same.close()
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OutputError, match=r"pipe: nobody reads it \(begin to read"):
+        Output(path, patient=False)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    output = Output(path, patient=False)
+    assert os.get_blocking(output.fd)
+    output.close()
+    os.close(reader)
+    assert path.exists()
+
+
+def test_what_was_made_here_is_removed_and_nothing_else(tmp_path):
+    path = tmp_path / "x"
+    output = Output(path)
+    output.begin()
+    os.write(output.fd, b"half of")
+    output.remove()
+    assert not path.exists()
+    path.write_bytes(b"another's")
+    output.remove()
+    output.close()
+    assert path.exists()
+    output = Output(path)
+    output.remove()
+    output.close()
+    assert path.read_bytes() == b"another's"

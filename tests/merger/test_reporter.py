@@ -227,10 +227,11 @@ async def test_it_is_not_the_output(tmp_path, source):
 
 async def test_it_is_not_an_input(source):
     before = source.read_bytes()
-    done = await run("--report", source, source)
+    done = await run("--report", source, "-w", source.parent / "new", source)
     assert done.code == 2
     assert "is the report as well" in done.err
     assert source.read_bytes() == before
+    assert not (source.parent / "new").exists()
 
 
 async def test_it_is_not_what_standard_input_is_read_from(source):
@@ -295,3 +296,36 @@ async def test_what_nobody_foresaw_is_named(source, report):
     told = json.loads(report.read_text())
     assert (told["exit_code"], told["error"]) == (1, "LookupError")
     assert told["totals"]["packets"] == 3
+
+
+async def test_a_pipe_that_nobody_reads_is_told_before_anything_is_tried(
+    tmp_path, source
+):
+    os.mkfifo(tmp_path / "pipe")
+    done = await run("--report", tmp_path / "pipe", "-w", tmp_path / "out.pcap", source)
+    assert done.code == 5
+    assert "pipe: nobody reads it (begin to read the pipe first)" in done.err
+    assert not (tmp_path / "out.pcap").exists()
+
+
+async def test_to_a_pipe_that_is_read(tmp_path, source):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    done = await run("--report", tmp_path / "pipe", source)
+    assert done.code == 0
+    told = json.loads(os.read(reader, 1 << 16))
+    os.close(reader)
+    assert told["totals"]["packets"] == 3
+
+
+@pytest.mark.parametrize("before", [None, b"older"])
+async def test_a_new_one_for_which_there_is_no_room_is_removed(source, report, before):
+    if before is not None:
+        report.write_bytes(before)
+    small = ("prlimit", "--fsize=100")
+    async with started("--report", report, source, prefix=small) as process:
+        async with asyncio.timeout(20):
+            _, err = await process.communicate()
+    assert process.returncode == 5
+    assert f"cannot write {report}: File too large".encode() in err
+    assert report.exists() == (before is not None)

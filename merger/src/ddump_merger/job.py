@@ -72,13 +72,13 @@ def _prepare(config: Config, reporter: Reporter) -> ExitCode:
     precision = config.precision or _finest_precision(config)
     _raise_descriptor_limit(len(config.targets) * 2 + _SPARE_DESCRIPTORS)
     context = config.tls.context(config.http_targets)
-    output = Output(config.output)
-    _check_not_input(config, output, reporter)
-    _import_parts(config)
-    # What is imported by now stays: not to be searched for garbage again and again.
-    gc.freeze()
-    with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-        return runner.run(_run(config, output, precision, context, reporter))
+    with Output(config.output) as output:
+        _check_not_input(config, output, reporter)
+        _import_parts(config)
+        # What is imported by now stays: not to be searched for garbage again and again.
+        gc.freeze()
+        with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+            return runner.run(_run(config, output, precision, context, reporter))
 
 
 def _import_parts(config: Config) -> None:

@@ -6,9 +6,10 @@ something to write, so that a run that opens no target leaves it as it was.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ddump_common.errors import OutputError, UsageError
 
@@ -25,10 +26,16 @@ class Output:
 
     ``name`` is for messages. A descriptor of our own is closed by ``close``; standard
     output is left open, and its flags as they are.
+
+    As a context manager it is around all that may write to it: whatever ends that, a file
+    that was made and never begun does not stay. It is not closed: who writes may do so
+    still, on a thread that hangs.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, patient: bool = True) -> None:
         """Open the file, or take standard output when ``path`` is ``None``.
+
+        ``patient`` is whether to wait for the reader of a named pipe.
 
         Raises:
             OutputError: the file cannot be written.
@@ -40,9 +47,14 @@ class Output:
         self._created = False
         self._begun = False
         try:
-            self.fd = _STDOUT if path is None else self._open(path)
+            self.fd = _STDOUT if path is None else self._open(path, patient=patient)
             self._status = os.fstat(self.fd)
         except OSError as exc:
+            if exc.errno == errno.ENXIO and path is not None and path.is_fifo():
+                raise OutputError(
+                    f"cannot write {self.name}: nobody reads it",
+                    hint="begin to read the pipe first",
+                ) from exc
             raise OutputError(f"cannot write {self.name}: {exc.strerror}") from exc
         if path is None and os.isatty(self.fd):
             raise UsageError(
@@ -50,14 +62,23 @@ class Output:
                 hint="ddump ... | tcpdump -nr-, or -w FILE",
             )
 
-    def _open(self, path: Path) -> int:
+    def _open(self, path: Path, *, patient: bool) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         try:
             fd = os.open(path, flags | os.O_EXCL, 0o666)
         except FileExistsError:
-            return os.open(path, flags, 0o666)
-        self._created = True
+            fd = os.open(path, flags | (0 if patient else os.O_NONBLOCK), 0o666)
+            os.set_blocking(fd, True)  # only the opening was not to wait
+        else:
+            self._created = True
         return fd
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._begun:
+            self.remove()
 
     @property
     def is_pipe(self) -> bool:
@@ -98,5 +119,11 @@ class Output:
             return
         fd, self.fd = self.fd, -1
         os.close(fd)
-        if self._created and not self._begun:
+        if not self._begun:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove a file that was made here, with what is in it; no other. Idempotent."""
+        if self._created and self._path is not None:
+            self._created = False
             self._path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from ddump_common.errors import DdumpError, ExitCode, OutputError, UsageError
@@ -50,7 +51,9 @@ class Reporter:
         self._lanes: Sequence[Lane] = ()
         self._counters: Callable[[int], Counters] | None = None
         self._code = ExitCode.OK
-        self.output = None if config.report is None else Output(config.report)
+        self.output = (
+            None if config.report is None else Output(config.report, patient=False)
+        )
         """What is written to, which nothing else may be."""
 
     def watch(self, lanes: Sequence[Lane], counters: Callable[[int], Counters]) -> None:
@@ -85,6 +88,8 @@ class Reporter:
                 self._write(self.output, exc)
             self.output.close()
         except OSError as error:
+            with suppress(OSError):
+                self.output.remove()
             told = f"cannot write {self.output.name}: {error.strerror}"
             if exc is None:
                 raise OutputError(told) from error
