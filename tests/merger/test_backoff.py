@@ -41,7 +41,16 @@ def test_a_stream_that_lived_makes_it_begin_again():
     backoff = Backoff(lambda: 0.5)
     for _ in range(9):
         backoff.next_ns()
-    backoff.reset(lived_ns=10 * SECOND - 1)
+    backoff.reset(lived_ns=5 * SECOND - 1)
     assert backoff.next_ns() == 5 * SECOND
-    backoff.reset(lived_ns=10 * SECOND)
+    backoff.reset(lived_ns=5 * SECOND)
     assert backoff.next_ns() == SECOND // 8
+
+
+def test_breaks_every_two_seconds_are_not_waited_after_for_long():
+    backoff = Backoff(lambda: 1.0)
+    waits = []
+    for _ in range(20):
+        backoff.reset(lived_ns=2 * SECOND)
+        waits.append(backoff.next_ns())
+    assert max(waits) == SECOND // 4

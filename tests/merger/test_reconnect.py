@@ -11,7 +11,6 @@ from ddump_common.answers import RingInfo
 from ddump_common.api import RingQuery
 from ddump_common.errors import (
     BrokenStreamError,
-    FormatError,
     RefusedError,
     UnreachableError,
 )
@@ -252,19 +251,143 @@ async def test_a_tail_that_cannot_be_read_is_not_joined(build, caplog):
     assert parse_pcap(await run.to_the_end()) == RECORDS
 
 
-async def test_garbage_of_a_ring_ends_the_target(build):
+async def test_garbage_of_a_ring_ends_no_live_target(build, caplog):
+    """It is not asked again: the target itself goes on."""
     bad = Script([b"\xff" * 100], trusted=True, window=WHOLE)
     run = build(
         broken(), Script([pcap(RECORDS)]),
-        peers={0: {"rings": [RING], "streams": [bad]}},
+        peers={0: {"rings": [RING], "streams": [bad, again()]}},
     )  # fmt: skip
-    found = parse_pcap(await run.to_the_end())
-    assert sorted(found, key=lambda r: r.timestamp_ns) == sorted(
-        [*RECORDS, *RECORDS[:60]], key=lambda r: r.timestamp_ns
-    )
-    assert isinstance(run.lanes[0].error, FormatError)
-    assert run.lanes[0].incomplete
+    await run.to_the_end()
+    assert run.errors == [None, None]
+    assert run.merge.counters(0).packets == 80
+    assert [type(each.query) is RingQuery for each in run.peers[0].asked] == [
+        True, False,
+    ]  # fmt: skip
+    assert not told(run).filled
+    assert "h0: its ring: not a capture file" in caplog.text
     assert not run.lanes[1].incomplete
+
+
+async def test_a_ring_without_what_had_come_proves_nothing(build):
+    """It may be another host's."""
+    run = build(
+        broken(), peers={0: {"rings": [RING], "streams": [refill(RECORDS[60:])]}}
+    )  # fmt: skip
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.merge.counters(0).joined == 0
+    assert not told(run).filled
+
+
+async def test_promises_of_the_future_are_not_believed(build, caplog):
+    beats = Beats(START)
+    liar = Script(
+        [
+            beats.header + beats.packets(*RECORDS[:50]),
+            beats.heartbeat(NOW + 3600 * SECOND),
+            CUT,
+        ],
+        trusted=True,
+        sample=Skew(offset_ns=0, error_ns=1000),
+    )
+    peer = {"rings": [RING], "streams": [again()]}
+    run = build(liar, duration_ns=SECOND, peers={0: peer})
+    assert run.lanes[0].distrusted == ""
+    await run.to_the_end()
+    assert run.merge.counters(0).packets == 70
+    assert run.lanes[0].distrusted == "its heartbeats promise what is yet to come"
+    assert "h0: its heartbeats promise what is yet to come" in caplog.text
+    assert not told(run).filled
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_promises_that_stand_still_are_not_waited_for(build, caplog):
+    """Others go on by the clock; none of it is lost."""
+    beats = Beats(START)
+    held = asyncio.Event()
+    steps = [beats.header + beats.heartbeat(START)]
+    for number in range(10):
+        steps += [beats.heartbeat(START, delivered=0, received=number), asyncio.Event()]
+    frozen = Script(steps, trusted=True, sample=Skew(offset_ns=0, error_ns=1000))
+    good = Script([pcap(RECORDS), held])
+    run = build(frozen, good, hold_ns=SECOND // 100)
+
+    async def beat():
+        while frozen.steps:
+            step = frozen.steps[0]
+            if isinstance(step, asyncio.Event):
+                await asyncio.sleep(0.02)
+                step.set()
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        beating = tasks.create_task(beat())
+        await until(lambda: run.merge.counters(1).packets == 100)
+        assert run.lanes[0].distrusted.endswith("late")
+        beating.cancel()
+        held.set()
+        run.fanin.interrupt()
+        await running
+    assert "from now on its silence counts" in caplog.text
+
+
+async def test_drops_that_a_ring_makes_good_count_once(build):
+    """Which of the last ones it made good is not known: that is not said to be whole."""
+    beats = Beats(START)
+    first = Script(
+        [
+            beats.header + beats.packets(*RECORDS[:60]),
+            beats.heartbeat(RECORDS[40].timestamp_ns, dropped=3),
+            beats.heartbeat(RECORDS[50].timestamp_ns, dropped=10),
+            CUT,
+        ],
+        trusted=True,
+    )
+    run = build(first, peers={0: {"rings": [RING], "streams": [refill()]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.lanes[0].losses.dropped == 3
+    assert not told(run).filled
+
+
+@pytest.mark.parametrize(("promised_ns", "lacks"), [(0, True), (SECOND, False)])
+async def test_a_time_that_is_over_without_its_end(
+    build, monkeypatch, promised_ns, lacks
+):
+    """What was promised has come; from there on nothing is known."""
+    monkeypatch.setattr("ddump_merger.reader._DURATION_GRACE", 0.01)
+    beats = Beats(NOW)
+    silent = Script(
+        [beats.header + beats.heartbeat(NOW + promised_ns), Forever], trusted=True
+    )
+    run = build(silent, duration_ns=SECOND // 10, peers={0: {}})
+    await run.to_the_end()
+    assert run.lanes[0].incomplete == lacks
+    assert bool(run.errors[0]) == lacks
+
+
+async def test_a_target_without_a_header_in_its_time_is_missing(build, monkeypatch):
+    monkeypatch.setattr("ddump_merger.reader._DURATION_GRACE", 0.01)
+    run = build(Script([Forever]), Script([pcap(RECORDS)]), duration_ns=1)
+    await run.to_the_end()
+    assert run.errors == ["no header of a capture came", None]
+    assert run.lanes[0].incomplete
+
+
+@pytest.mark.parametrize("silence", [0.0, 3600.0])
+async def test_who_is_silent_when_it_is_interrupted_is_not_complete(
+    build, monkeypatch, silence
+):
+    monkeypatch.setattr("ddump_merger.reader._LONGEST_SILENCE", silence)
+    beats = Beats(START)
+    part = Script([beats.header + beats.packets(*RECORDS), Forever], trusted=True)
+    run = build(part, peers={0: {}})
+    async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.received(0) == 100)
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+    assert run.lanes[0].incomplete == (silence == 0)
 
 
 async def test_other_packets_of_a_ring_are_written_and_counted(build):
@@ -808,6 +931,27 @@ async def test_a_clock_that_is_wrong_is_corrected(build):
         Record(each.timestamp_ns - 3 * SECOND, each.data) for each in RECORDS
     ]
     assert run.lanes[0].shift_ns == -3 * SECOND
+
+
+async def test_the_first_estimate_of_a_clock_stays(build):
+    """Its packets are shifted by one number, unless the clock was set for certain."""
+    good = Skew(offset_ns=3 * SECOND, error_ns=SECOND // 1000)
+    worse = Skew(offset_ns=3 * SECOND + SECOND // 10, error_ns=SECOND // 5)
+    peer = {"rings": [RING], "streams": [refill()], "skews": [good, worse]}
+    run = build(broken(), clock=ClockMode.CORRECT, peers={0: peer})
+    await run.to_the_end()
+    assert run.lanes[0].skew == good
+    assert run.lanes[0].shift_ns == -3 * SECOND
+
+
+async def test_a_clock_that_was_set_meanwhile_is_corrected_anew(build):
+    good = Skew(offset_ns=3 * SECOND, error_ns=SECOND // 1000)
+    right = Skew(offset_ns=1000, error_ns=100)
+    peer = {"rings": [RING], "streams": [refill()], "skews": [good, right]}
+    run = build(broken(), clock=ClockMode.CORRECT, peers={0: peer})
+    await run.to_the_end()
+    assert run.lanes[0].skew == right
+    assert run.lanes[0].shift_ns == -1000
 
 
 @pytest.mark.parametrize("offset_ns", [(1 << 63) - 1, -(1 << 63) + 1])

@@ -29,6 +29,7 @@ cdef struct Fingerprints:
     size_t capacity  # 0, or a power of two
     size_t used  # slots, those taken included
     size_t left  # packets
+    uint64_t octets  # of data in those that were added
 
 
 cdef inline void fingerprints_open(
@@ -147,6 +148,7 @@ cdef inline int fingerprints_add(
     slot.hash = hash
     slot.times += 1
     prints.left += 1
+    prints.octets += caplen
     if timestamp_ns > prints.newest_ns:
         prints.newest_ns = timestamp_ns
     return 0

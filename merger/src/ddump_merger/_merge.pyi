@@ -33,7 +33,11 @@ class Seam:
         """
 
     def __len__(self) -> int:
-        """Return how many records are still to be left out."""
+        """Return how many packets are still to be left out."""
+
+    @property
+    def octets(self) -> int:
+        """The bytes of captured data in all packets that were taken."""
 
 @final
 class Merge:

@@ -122,6 +122,10 @@ cdef class Seam:
     def __len__(self):
         return <Py_ssize_t>self.prints.left
 
+    @property
+    def octets(self):
+        return self.prints.octets
+
     def receive_data(self, bytes data not None):
         cdef Py_ssize_t used = 0
         cdef const uint8_t *octets = <const uint8_t *><const char *>data

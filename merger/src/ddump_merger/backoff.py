@@ -41,9 +41,9 @@ class Backoff:
         return max(wait_ns, min(asked_ns, _LONGEST_ASKED_NS))
 
     def reset(self, *, lived_ns: int) -> None:
-        """Begin with short waits again, if a stream lived for as long as the longest.
+        """Begin with short waits again, if a stream lived for longer than is waited now.
 
         One that breaks as soon as it was opened is a failed try.
         """
-        if lived_ns >= _LONGEST_NS:
+        if lived_ns >= self._longest_ns // 2:
             self._longest_ns = _FIRST_NS

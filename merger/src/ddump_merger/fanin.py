@@ -196,7 +196,15 @@ class Fanin:
     def _finished(self) -> bool:
         if all(lane.ended for lane in self._lanes):
             return True
-        return self._header_written and self._merge.done
+        if not (self._header_written and self._merge.done):
+            return False
+        # Where all inputs have ended, one that broke may go on all the same.
+        broken = any(lane.state is LaneState.BROKEN for lane in self._lanes)
+        return not broken or self._has_enough()
+
+    def _has_enough(self) -> bool:
+        packets = sum(self._merge.counters(lane.index).packets for lane in self._lanes)
+        return 0 < self._config.count <= packets
 
     def _want(self) -> None:
         """Ask for the bytes that the merge waits for, if nobody reads them unasked."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddump_common.note import StreamNote
-from ddump_common.units import SECONDS
+from ddump_common.units import SECONDS, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,11 @@ __all__ = ["PATIENCE_NS", "Heartbeats"]
 
 # Forty heartbeats.
 PATIENCE_NS = 10 * SECONDS
+
+# A worker promises what is some hundred milliseconds old, a second at most.
+_LATEST_NS = 5 * SECONDS
+# Clocks drift, and are put right.
+_EARLIEST_NS = SECONDS
 
 # More between two reads is no time in which a heartbeat could have come.
 _LONGEST_READ = 1.0
@@ -46,11 +51,33 @@ class Heartbeats:
         self._books = books
         self.tails = tails
         self._without = 0.0
+        self._behind = 0.0
 
     @property
     def withheld(self) -> bool:
         """Whether packets came for so long that a heartbeat should have come as well."""
         return self._without * SECONDS >= PATIENCE_NS
+
+    def doubt(self, *, present_ns: int, error_ns: int, seconds: float) -> str:
+        """Return why the last promise is not to be believed; empty when it is.
+
+        The worker's clock shows ``present_ns``, give or take ``error_ns``. Late promises
+        are wrong only while they are waited for, as they were for ``seconds``: what had
+        piled up in the connection is late, too.
+        """
+        promised_ns = 0 if self.last is None else self.last.promised_ns
+        if promised_ns > present_ns + error_ns + _EARLIEST_NS:
+            return "its heartbeats promise what is yet to come"
+        late_ns = present_ns - error_ns - promised_ns
+        if late_ns <= _LATEST_NS:
+            self._behind = 0.0
+            return ""
+        self._behind += min(seconds, _LONGEST_READ)
+        if self._behind * SECONDS < PATIENCE_NS:
+            return ""
+        return (
+            f"its heartbeats are {format_duration(late_ns // SECONDS * SECONDS)} late"
+        )
 
     @property
     def end(self) -> EndReason | None:

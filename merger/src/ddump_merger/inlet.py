@@ -99,6 +99,11 @@ class Inlet:
         self._flow.set()
         self._clock.resume()
 
+    @property
+    def flows(self) -> bool:
+        """Whether there is no pause."""
+        return self._flow.is_set()
+
     async def flow(self) -> None:
         """Wait while there is a pause."""
         if not self._flow.is_set():

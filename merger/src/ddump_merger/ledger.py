@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .books import Books
@@ -25,8 +26,13 @@ class Ledger:
         self.books = Books()
         self._lane = lane
         self._inlet = inlet
+        # Dropped as of the last heartbeat, and as of the one before it.
+        self._dropped = self._dropped_before = 0
+        # What the kernel dropped of a stream, and a ring made good.
+        self._made_good = 0
         self._said_missing = False
         self._said_overdelivered = False
+        self._said_backwards = False
 
     def check_window(self) -> None:
         """Say what the ring lacks of the window that was asked for."""
@@ -42,7 +48,9 @@ class Ledger:
     def check(self) -> None:
         """See what a heartbeat, which was entered, says."""
         lane, books = self._lane, self.books
-        lane.losses = losses = books.losses
+        self._dropped_before = self._dropped
+        self._dropped = books.current.dropped or 0
+        lane.losses = losses = self._losses()
         if losses.missing and not self._said_missing:
             self._said_missing = True
             logger.error(
@@ -55,8 +63,31 @@ class Ledger:
             logger.warning(
                 "%s: more packets came than its worker says it sent", lane.name
             )
+        if (
+            self._inlet.merge.counters(lane.index).backwards
+            and not self._said_backwards
+        ):
+            self._said_backwards = True
+            logger.warning("%s: its heartbeats went back in time", lane.name)
         for what in _told(losses):
             self._inlet.lose(lane, what)
+
+    def _losses(self) -> Losses:
+        losses = self.books.losses
+        if losses.dropped is None:
+            return losses
+        return replace(losses, dropped=max(losses.dropped - self._made_good, 0))
+
+    def refilled(self) -> bool:
+        """Count of the stream that broke no drops that a ring makes good.
+
+        Return whether it is certain which those are: what was dropped since the last
+        heartbeat but one may be of before or after the last promise.
+        """
+        recent = max(self._dropped - self._dropped_before, 0)
+        self._made_good += recent
+        self._dropped = self._dropped_before = 0
+        return recent == 0
 
     def close(self) -> None:
         """End the stream that is read now: what was skipped of it is known. Idempotent."""

@@ -70,13 +70,16 @@ class Outages:
         """Say that nobody has what came during the last one."""
         self._exact = False
 
-    def check(self, promised_ns: int, lost: Losses) -> None:
-        """See whether the refill is over; ``lost`` was what it brings."""
+    def check(self, promised_ns: int, lost: Losses, *, joined: bool) -> None:
+        """See whether the refill is over; ``lost`` was what it brings.
+
+        ``joined`` is whether all has come again that had come and was asked for again.
+        """
         end_ns = self.last.end_ns
         if self.open and end_ns is not None and promised_ns >= end_ns:
             unknown = lost.dropped is None
             whole = not (lost.dropped or lost.skipped or lost.missing or unknown)
-            self.settle(end_ns=end_ns, filled=self._exact and whole)
+            self.settle(end_ns=end_ns, filled=self._exact and whole and joined)
 
     def settle(self, *, end_ns: int, filled: bool) -> None:
         """End the last one, and say what it cost."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from ddump_common.errors import BrokenStreamError, DdumpError
+from ddump_common.errors import BrokenStreamError, DdumpError, FormatError
 from ddump_common.note import EndReason
 from ddump_common.units import SECONDS, format_duration
 
@@ -21,6 +21,7 @@ from .reconnect import Reconnect
 from .silence import SilentError, read_within
 from .stretch import Stretch
 from .target import HttpTarget
+from .window import told_time
 
 if TYPE_CHECKING:
     from .inlet import Inlet
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 # A worker ends a stream of a given duration itself. One that does not know the
 # parameter is ended this much later, in seconds, so that no packet is cut off.
 _DURATION_GRACE = 2.0
+
+# Eight heartbeats, in seconds: a network may stumble, and an end come meanwhile.
+_LONGEST_SILENCE = 2.0
 
 # A follower that has come this near to its worker's present has caught up: a recorder's
 # batches are this late at most, and so is what follows them.
@@ -62,11 +66,12 @@ class Reader:
                 await self._read_on(deadline)
         except TimeoutError:
             self._take_arrived()
+            self._check_deadline()
         except DdumpError as exc:
             self._inlet.fail(self._lane, exc)
         except asyncio.CancelledError:
-            if self._inlet.stopping:
-                self._take_arrived()
+            if self._inlet.stopping and not self._take_arrived():
+                self._check_silence()
             raise
 
     def settle(self) -> None:
@@ -75,13 +80,24 @@ class Reader:
 
     async def _read_on(self, deadline: asyncio.Timeout) -> None:
         """Read to the end, however often it breaks on the way."""
-        while True:
-            try:
-                await self._read_stream(deadline)
-            except BrokenStreamError as exc:
-                if await self._reconnect.go_on(exc):
-                    continue
-            return
+        while (broken := await self._read_to_break(deadline)) is not None:
+            if not await self._reconnect.go_on(broken):
+                return
+
+    async def _read_to_break(
+        self, deadline: asyncio.Timeout
+    ) -> BrokenStreamError | None:
+        """Read one stream; return how it broke, if it did."""
+        try:
+            await self._read_stream(deadline)
+        except BrokenStreamError as exc:
+            return exc
+        except FormatError as exc:
+            broken = self._reconnect.leave_ring(exc)
+            if broken is None:
+                raise
+            return broken
+        return None
 
     async def _read_stream(self, deadline: asyncio.Timeout) -> None:
         """Read one stream to its end."""
@@ -188,13 +204,45 @@ class Reader:
             raise BrokenStreamError("ended before the header of a capture")
         self._stretch.finish()
 
-    def _take_arrived(self) -> None:
-        """Hand over what has come and was not read: it is not to be lost."""
+    def _check_deadline(self) -> None:
+        """See whether a stream that outlived its time has brought all of that."""
+        lane, stretch = self._lane, self._stretch
+        if not lane.has_header:
+            self._inlet.fail(lane, BrokenStreamError("no header of a capture came"))
+        elif lane.trusted and lane.state is LaneState.OPEN and stretch.end is None:
+            duration_ns = self._inlet.config.duration_ns or 0
+            promised_ns = stretch.promised_ns or stretch.opened_ns
+            if promised_ns < stretch.opened_ns + duration_ns:
+                self._lack(promised_ns)
+
+    def _check_silence(self) -> None:
+        """See whether a stream was silent when the run was ended."""
+        lane, stretch = self._lane, self._stretch
+        listened = lane.live and not lane.ahead and self._inlet.flows
+        if not (lane.trusted and lane.state is LaneState.OPEN and listened):
+            return
+        if self._loop.time() - lane.heard >= _LONGEST_SILENCE:
+            self._lack(stretch.promised_ns or stretch.opened_ns)
+
+    def _lack(self, since_ns: int) -> None:
+        since = told_time(since_ns, now_ns=self._inlet.clock_ns())
+        self._inlet.fail(
+            self._lane, BrokenStreamError(f"silent at the end: nothing since {since}")
+        )
+
+    def _take_arrived(self) -> bool:
+        """Hand over what has come and was not read: it is not to be lost.
+
+        Return whether there was any.
+        """
         lane = self._lane
         if lane.state is not LaneState.OPEN:
-            return
+            return False
+        taken = False
         try:
             while lane.error is None and (data := lane.source.arrived()):
+                taken = True
                 self._take(data)
         except DdumpError as exc:
             self._inlet.fail(lane, exc)
+        return taken

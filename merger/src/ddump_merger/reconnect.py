@@ -12,19 +12,20 @@ import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-from ddump_common.api import Link
-from ddump_common.errors import RefusedError, UnreachableError
+from ddump_common.api import Link, RingQuery
+from ddump_common.errors import BrokenStreamError, RefusedError, UnreachableError
 from ddump_common.units import MILLISECONDS, SECONDS
 
 from .backoff import Backoff
 from .lane import LaneState
 from .resume import by_clock, keeps, resumed, started_anew
+from .target import HttpTarget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ddump_common.answers import RingInfo
-    from ddump_common.errors import BrokenStreamError
+    from ddump_common.errors import FormatError
 
     from ._merge import Seam
     from .inlet import Inlet
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .skew import Skew
     from .source import Source
     from .stretch import Stretch
-    from .target import HttpTarget
 
 __all__ = ["Peer", "Reconnect"]
 
@@ -95,6 +95,7 @@ class Reconnect:
         self._loop = asyncio.get_running_loop()
         self._opened = 0.0
         self._adopted_by: float | None = None
+        self._ring_fails = False
 
     def _is_possible(self, target: HttpTarget) -> bool:
         """Whether a stream that broke is gone on with."""
@@ -119,9 +120,8 @@ class Reconnect:
             self._stretch.measured(await self._peer.skew())
             if config.pcapng and config.link is Link.SLL2:
                 lane.interfaces = await self._peer.names()
-            if lane.shift_ns:
-                # What comes is moved to our clock, in which its window was asked for.
-                self._target = by_clock(self._peer.target, -lane.shift_ns)
+            self._target = by_clock(self._peer.target, -lane.shift_ns)
+            if self._target is not self._peer.target:
                 lane.source = self._peer.stream(self._target)
         await lane.source.open()
         self._begin()
@@ -170,13 +170,25 @@ class Reconnect:
                 logger.info("%s: %s", lane.name, exc)
                 asked_ns = exc.retry_after_ns
 
+    def leave_ring(self, error: FormatError) -> BrokenStreamError | None:
+        """Return the break that ``error`` is when a ring sent it for a live stream.
+
+        Then its ring is not asked again: the target itself may be as good as ever.
+        """
+        source = self._lane.source
+        asked = source.target.query if isinstance(source.target, HttpTarget) else None
+        if self._lane.follows or not isinstance(asked, RingQuery):
+            return None
+        self._ring_fails = True
+        return BrokenStreamError(f"its ring: {error}")
+
     async def _try(self, peer: Peer, target: HttpTarget, seam: Seam | None) -> bool:
         lane, stretch = self._lane, self._stretch
-        ring = await self._ring(peer) if lane.source.trusted else None
+        ring = await self._ring(peer) if lane.trusted else None
         if lane.skew is not None:
             stretch.measured(await peer.skew())
-        if keeps(ring, target.query):
-            position = stretch.position(again=0 if seam is None else len(seam))
+        if keeps(ring, target.query) and not self._ring_fails:
+            position = stretch.position(seam)
             asked = resumed(target, position, now_ns=stretch.present_ns())
             if asked is None:
                 stretch.over(filled=True)
@@ -186,7 +198,7 @@ class Reconnect:
                 self._begin()
                 stretch.refill()
                 return True
-        position = stretch.position(again=0)
+        position = stretch.position(None)
         asked = started_anew(target, position, now_ns=stretch.present_ns())
         if asked is None:
             stretch.over(filled=False)
@@ -205,14 +217,21 @@ class Reconnect:
             UnreachableError: as the peer's.
 
         """
+        waited = False
         if self._adopted_by is None:
             self._adopted_by = self._loop.time() + _LONGEST_ADOPTION_NS / SECONDS
         while True:
             ring = await peer.ring()
-            if ring is None or not ring.adopting:
+            if ring is None or not ring.adopting or self._ring_fails:
                 return ring
             if self._loop.time() >= self._adopted_by:
                 return ring
+            if not waited:
+                waited = True
+                logger.warning(
+                    "%s: its ring looks through its past; waiting for it",
+                    self._lane.name,
+                )
             await asyncio.sleep(_ADOPTION_PAUSE_NS / SECONDS)
 
     async def _open_ring(self, source: Source) -> Source | None:
@@ -230,5 +249,6 @@ class Reconnect:
             if exc.status in _TRANSIENT and not busy:
                 raise
             logger.warning("%s: its ring: %s", self._lane.name, exc)
+            self._ring_fails = not busy
             return None
         return source

@@ -109,9 +109,12 @@ def started_anew(
 
 
 def by_clock(target: HttpTarget, offset_ns: int) -> HttpTarget:
-    """Return ``target`` with its window by a clock that is ``offset_ns`` ahead of ours."""
+    """Return ``target`` with its window by a clock that is ``offset_ns`` ahead of ours.
+
+    What comes is moved to our clock, in which the window was asked for.
+    """
     query = target.query
-    if not isinstance(query, RingQuery):
+    if not isinstance(query, RingQuery) or not offset_ns:
         return target
     since_ns, until_ns = (
         None if each is None else max(each + offset_ns, 1)

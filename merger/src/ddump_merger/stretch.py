@@ -70,6 +70,8 @@ class Stretch:
         self._since_ns = 0
         self._asked_since_ns = 0
         self._exact = True
+        # How many were joined before the last refill, and are to be after it.
+        self._joined_before = self._joined = 0
         self._said_skew = False
 
     @property
@@ -96,8 +98,7 @@ class Stretch:
         lane, source = self._lane, self._lane.source
         lane.trusted = source.trusted
         lane.host = source.host or lane.host
-        known = [each for each in (lane.skew, source.sample) if each is not None]
-        self._note_skew(min(known, key=lambda each: each.error_ns, default=None))
+        self.measured(source.sample)
         if not self.opened_ns:
             self.opened_ns = self.present_ns()
             self._since_ns = self.opened_ns - HEARTBEAT_NS
@@ -123,10 +124,10 @@ class Stretch:
         heartbeats = self._heartbeats
         if heartbeats is not None:
             heartbeat = heartbeats.receive_data(data, seconds=seconds)
+            if self._lane.trusted:
+                self._doubt(heartbeats, seconds)
             if heartbeat is not None:
                 self._learn(heartbeat)
-            elif heartbeats.withheld and self._lane.trusted:
-                self._distrust()
         if self.suspended:
             self._see_whether_back()
 
@@ -134,10 +135,10 @@ class Stretch:
         """End the stream: it broke. The merge does not wait for the lane any more."""
         index = self._lane.index
         _, _, newest_ns = self._merge.progress(index)
-        if self.promised_ns is not None:
+        if self._lane.trusted and self.promised_ns is not None:
             # A ring promises no more at first than it was asked for.
             self._since_ns = max(self.promised_ns, self._asked_since_ns)
-        elif not self._lane.source.trusted and newest_ns >= 0:
+        elif not self._lane.trusted and newest_ns >= 0:
             self._since_ns = newest_ns
         self.ledger.close()
         self._merge.suspend(index)
@@ -169,15 +170,15 @@ class Stretch:
             return None
         return seam
 
-    def position(self, *, again: int) -> Position:
-        """Return where the lane is, when ``again`` of its packets are to come again."""
+    def position(self, seam: Seam | None) -> Position:
+        """Return where the lane is, when what is in ``seam`` is to come again."""
         return Position(
             opened_ns=self.opened_ns,
             since_ns=self._asked_since_ns,
             packets=self._merge.received(self._lane.index),
             octets=self._merge.counters(self._lane.index).octets,
-            again=again,
-            again_octets=sum(map(len, self.tails)),
+            again=0 if seam is None else len(seam),
+            again_octets=0 if seam is None else seam.octets,
         )
 
     def reopen(self, source: Source, *, seam: Seam | None) -> None:
@@ -186,6 +187,12 @@ class Stretch:
         lane.source = source
         target = source.target
         self.follows = isinstance(target, HttpTarget) and target.follows
+        again = 0 if seam is None else len(seam)
+        joined = self._merge.counters(lane.index).joined
+        if len(self.tails) > 1:
+            # What was joined in a refill that broke is in the tails of both streams.
+            again -= min(joined - self._joined_before, again)
+        self._joined_before, self._joined = joined, joined + again
         self._merge.reopen(lane.index, since_ns=self._asked_since_ns, seam=seam)
         self._merge.limit(
             lane.index, self._inlet.config.buffer_bytes, live=not self.follows
@@ -200,7 +207,8 @@ class Stretch:
         complete = source.trusted and window is not None and window.complete
         # With a clock that was put back, what came may be of before what was asked for.
         complete = complete and now_ns >= self._asked_since_ns
-        self.outages.refill(end_ns=now_ns, exact=self._exact and complete)
+        certain = self.ledger.refilled()
+        self.outages.refill(end_ns=now_ns, exact=self._exact and complete and certain)
         if not source.trusted:
             self.outages.settle(end_ns=now_ns, filled=False)
 
@@ -223,7 +231,7 @@ class Stretch:
         """End the stream: it ended as it should."""
         if self.outages.open:
             # What a promise would have told is told by the end.
-            self.outages.check(_LATEST_NS, self.ledger.books.current)
+            self._check_refill(_LATEST_NS)
         self.ledger.close()
 
     def settle(self) -> None:
@@ -234,19 +242,29 @@ class Stretch:
     # What is learned
 
     def measured(self, skew: Skew | None) -> None:
-        """Take a new measurement of the worker's clock."""
-        self._note_skew(skew or self._lane.skew)
+        """Take a new measurement of the worker's clock.
 
-    def _note_skew(self, skew: Skew | None) -> None:
-        lane = self._lane
-        lane.skew = skew
+        The best one before the target is opened counts, and what is shifted by it goes
+        on so, unless it is certain that the clock was set.
+        """
+        known = self._lane.skew
         if skew is None:
             return
+        if known is not None and self.opened_ns and not known.differs(skew):
+            return
+        if known is not None and not self.opened_ns and skew.error_ns >= known.error_ns:
+            return
+        self._note_skew(skew)
+
+    def _note_skew(self, skew: Skew) -> None:
+        lane = self._lane
+        lane.skew = skew
         if skew.notable and not self._said_skew:
             self._said_skew = True
             logger.warning("%s: its clock is %s from ours", lane.name, skew)
-        if self._inlet.config.clock is ClockMode.CORRECT and skew.certain:
-            lane.shift_ns = max(min(-skew.offset_ns, _MAX_SHIFT_NS), -_MAX_SHIFT_NS)
+        if self._inlet.config.clock is ClockMode.CORRECT:
+            shift_ns = -skew.offset_ns if skew.certain else 0
+            lane.shift_ns = max(min(shift_ns, _MAX_SHIFT_NS), -_MAX_SHIFT_NS)
             self._merge.shift(lane.index, lane.shift_ns)
 
     def _learn(self, last: Heartbeat) -> None:
@@ -261,20 +279,45 @@ class Stretch:
             began_ns = last.started_ns or last.promised_ns
             self.outages.settle(end_ns=began_ns, filled=False)
         else:
-            self.outages.check(last.promised_ns, self.ledger.books.current)
+            self._check_refill(last.promised_ns)
 
-    def _distrust(self) -> None:
+    def _check_refill(self, promised_ns: int) -> None:
+        joined = self._merge.counters(self._lane.index).joined >= self._joined
+        self.outages.check(promised_ns, self.ledger.books.current, joined=joined)
+
+    def _doubt(self, heartbeats: Heartbeats, seconds: float) -> None:
+        """See whether the stream keeps its promises, and nobody waits for it too long."""
+        lane = self._lane
+        if heartbeats.withheld:
+            patience = format_duration(PATIENCE_NS)
+            self._distrust(f"no heartbeat for {patience}, though they were promised")
+            return
+        skew = lane.skew
+        if skew is None or not lane.live or self.suspended:
+            return
+        reason = heartbeats.doubt(
+            present_ns=self.present_ns(), error_ns=skew.error_ns, seconds=seconds
+        )
+        if reason:
+            self._distrust(reason)
+        elif not lane.shift_ns and skew.offset_ns + skew.error_ns < -PATIENCE_NS:
+            # Its promises are true, and old by all other clocks.
+            self._merge.advance(lane.index, self._inlet.clock_ns() - PATIENCE_NS)
+
+    def _distrust(self, reason: str) -> None:
         """Go on with a stream that keeps no promise as with one that made none."""
         lane = self._lane
         lane.trusted = False
+        lane.distrusted = reason
         if lane.follows:
             lane.live = True
         logger.warning(
-            "%s: no heartbeat for %s, though its worker promised them; "
-            "from now on its silence counts as it does without",
+            "%s: %s; from now on its silence counts as it does without them",
             lane.name,
-            format_duration(PATIENCE_NS),
+            reason,
         )
+        if self.outages.open:
+            self.outages.settle(end_ns=self.present_ns(), filled=False)
         self._inlet.listen(lane)
 
     def _see_whether_back(self) -> None:
