@@ -191,7 +191,7 @@ class Reader:
     def _check_end(self) -> None:
         """Tell an end that is as asked from one that is not."""
         lane = self._lane
-        if lane.trusted and lane.has_header:
+        if lane.source.trusted and lane.has_header:
             match self._stretch.end:
                 case None:
                     raise BrokenStreamError("it ended without its worker saying why")
