@@ -283,6 +283,7 @@ def test_help_of_a_survey_has_its_own_exit_codes(capsys, command):
         "0  all answered, also",
         "3  no target answered",
         "4  a target did not",
+        "130  interrupted",
     ):
         assert line in out
 
@@ -298,6 +299,7 @@ def test_help_has_the_exit_codes(capsys, words):
         "3  no target could be opened",
         "4  the output is good, but a target is missing or was cut short",
         "5  the output cannot be written",
+        "130  interrupted before there was a run",
     ):
         assert line in out
 

@@ -46,6 +46,7 @@ Exit status:
   4  the output is good, but a target is missing or was cut short, packets were lost on
      the way or in an outage, or a ring may lack a part of its window
   5  the output cannot be written, or the report
+  130  interrupted before there was a run to end in order, or once more as it ended
 
 "ddump status TARGET..." asks workers for their state, "ddump segments TARGET..." for
 what their rings hold: ddump status --help, ddump segments --help.
@@ -57,6 +58,7 @@ Exit status:
   2  wrong usage
   3  no target answered
   4  a target did not answer
+  130  interrupted
 """
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
