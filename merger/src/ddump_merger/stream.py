@@ -34,6 +34,7 @@ from ddump_common.units import SECONDS
 from ddump_common.window import WindowReport
 
 from . import __version__
+from .connector import Connector
 from .failure import explain, map_exceptions, one_line
 from .refusal import check_type, media_type, refusal, window_header
 from .resolver import Resolver
@@ -76,7 +77,7 @@ def open_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
 
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
+        connector=Connector(
             limit=0,
             force_close=True,
             ssl=True if context is None else context,
