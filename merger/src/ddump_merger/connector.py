@@ -40,6 +40,7 @@ class Connector(aiohttp.TCPConnector):
         protocol = connection.protocol
         closed = None if protocol is None else protocol.closed
         if connection.transport is not None and closed is not None:
+            closed.add_done_callback(_retrieve)
             living.append((connection.transport, closed))
         self._living = tuple(living)
         return connection
@@ -53,6 +54,9 @@ class Connector(aiohttp.TCPConnector):
         if living:
             gone = [closed for _, closed in living]
             await asyncio.wait(gone, timeout=_PATIENCE_SECONDS)
-            for each in gone:
-                if each.done() and not each.cancelled():
-                    each.exception()  # nobody else asks for it
+
+
+def _retrieve(closed: asyncio.Future[None]) -> None:
+    # Why a connection was lost is told to who reads from it.
+    if not closed.cancelled():
+        closed.exception()
