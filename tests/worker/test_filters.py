@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -24,11 +25,12 @@ OPTIONS = {"link_type": LinkType.LINUX_SLL, "snaplen": 100}
 
 
 def children() -> set[int]:
-    return {
-        int(word)
-        for task in Path("/proc/self/task").iterdir()
-        for word in (task / "children").read_text().split()
-    }
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # A thread of another test may end meanwhile.
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def program(expression: str) -> bytes:
