@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 __all__ = [
+    "ADDRESS_HEADER",
     "CAPTURE_PATH",
+    "CERTIFICATE_HEADER",
     "DEFAULT_PORT",
     "HEALTH_PATH",
     "HEARTBEAT_NS",
@@ -33,11 +35,13 @@ __all__ = [
     "MEDIA_TYPE_PCAPNG",
     "MEDIA_TYPE_PROBLEM",
     "METRICS_PATH",
+    "OPENAPI_PATH",
     "RING_PATH",
     "SEGMENTS_PATH",
     "STATUS_PATH",
     "STREAM_HEADER",
     "TIME_HEADER",
+    "USER_HEADER",
     "WINDOW_HEADER",
     "CaptureQuery",
     "Link",
@@ -55,6 +59,7 @@ HEALTH_PATH = "/api/v1/health"
 STATUS_PATH = "/api/v1/status"
 INTERFACES_PATH = "/api/v1/interfaces"
 SEGMENTS_PATH = "/api/v1/segments"
+OPENAPI_PATH = "/api/v1/openapi.json"
 METRICS_PATH = "/metrics"
 
 HOST_HEADER = "Ddump-Host"
@@ -66,6 +71,14 @@ STREAM_HEADER = "Ddump-Stream"
 
 WINDOW_HEADER = "Ddump-Window"
 """What of a window the ring has: see ``ddump_common.window``."""
+
+CERTIFICATE_HEADER = "Ddump-Client-Certificate"
+USER_HEADER = "Ddump-Client-User"
+ADDRESS_HEADER = "Ddump-Client-Address"
+"""What a proxy says of its client: the certificate that it verified (PEM, each byte that
+is no letter or digit as %XX), the user whose password it checked, ADDRESS:PORT. They are
+believed on a unix socket, from the proxy's own uid alone.
+"""
 
 MEDIA_TYPE_PCAP = "application/vnd.tcpdump.pcap"
 MEDIA_TYPE_PCAPNG = "application/x-pcapng"

@@ -20,7 +20,11 @@ _SKIPPED = re.compile(r"(?:^|; )skipped: ([0-9]{1,18})(?=;|$)", re.ASCII)
 
 
 class EndReason(enum.StrEnum):
-    """Why a stream ended cleanly. All but ``shutdown`` are as it was asked to."""
+    """Why a stream ended cleanly.
+
+    All are as it was asked to but ``shutdown``, and ``cap``: a limit that the worker
+    sets whoever asks was reached.
+    """
 
     PACKETS = "packets"
     BYTES = "bytes"
@@ -28,6 +32,7 @@ class EndReason(enum.StrEnum):
     IDLE = "idle"
     COMPLETE = "complete"
     SHUTDOWN = "shutdown"
+    CAP = "cap"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

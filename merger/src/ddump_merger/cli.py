@@ -121,6 +121,15 @@ _CONNECTION_OPTIONS = _options(
         help="Its private key, when it is not in the same file.",
     ),
     click.option(
+        "--crl", metavar="FILE", type=_FILE,
+        help="Refuse workers whose certificates FILE says are revoked.",
+    ),
+    click.option(
+        "--insecure", is_flag=True,
+        help="Do not verify who the workers are: whoever is on the way can read and alter "
+        "all, and take your credentials.",
+    ),
+    click.option(
         "--user", metavar="NAME", envvar="DDUMP_USER",
         help="Log in as NAME [env DDUMP_USER]; the password comes from DDUMP_PASSWORD, "
         "--password-file or netrc.",

@@ -20,7 +20,7 @@ from ddump_common.units import format_size, parse_size
 from . import __version__, _pcap, config, ring
 from .capture import DEFAULT_BUFFER_SIZE
 from .config import Config, read_file
-from .listen import parse_address
+from .listen import parse_address, parse_user
 from .service import serve
 from .share import Share
 
@@ -64,6 +64,8 @@ _SIZE = _Parsed("size", parse_size)
 _SHARE = _Parsed("share", Share.parse)
 _LINK = _Parsed("link", one_of(Link))
 _DIRECTORY = _Parsed("directory", _directory)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_USER = _Parsed("user", parse_user)
 _OF_THE_RING = ("ring_", "segment_", "max_windows")
 _EPILOG = """\
 Each option may also come from the environment, as DDUMP_WORKER_ and its name
@@ -146,6 +148,50 @@ def _told_usage(exc: click.ClickException) -> str:
     "--allow-plaintext",
     is_flag=True,
     help="Listen without TLS on addresses that are not loopback.",
+)
+@click.option(
+    "--tls-cert",
+    type=_FILE,
+    metavar="FILE",
+    help="Serve TCP addresses by TLS with this certificate (PEM, with its chain).",
+)
+@click.option(
+    "--tls-key",
+    type=_FILE,
+    metavar="FILE",
+    help="Its private key, when it is not in the same file.",
+)
+@click.option(
+    "--tls-client-ca",
+    type=_FILE,
+    metavar="FILE",
+    help="Let in only who shows a certificate of these authorities.",
+)
+@click.option(
+    "--tls-crl",
+    type=_FILE,
+    metavar="FILE",
+    help="Certificates that these authorities have revoked (PEM), also of clients of the "
+    "proxy.",
+)
+@click.option(
+    "--token-file",
+    type=_FILE,
+    metavar="FILE",
+    help="Bearer tokens, NAME:TOKEN a line; only its owner may read the file.",
+)
+@click.option(
+    "--proxy-uid",
+    type=_USER,
+    metavar="USER",
+    help="Believe what this user's proxy says of its clients, on unix sockets.",
+)
+@click.option(
+    "--server-name",
+    multiple=True,
+    metavar="NAME",
+    help="A name by which clients may call this worker, beside the host's own and those "
+    "of its certificate; repeatable.",
 )
 @click.option(
     "--exclude",

@@ -55,6 +55,13 @@ class Config:
     listen_group: str | None = None
     allow_anonymous: bool = False
     allow_plaintext: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tls_crl: Path | None = None
+    token_file: Path | None = None
+    proxy_uid: int | None = None
+    server_name: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     promiscuous: tuple[str, ...] = ()
     buffer_size: int = DEFAULT_BUFFER_SIZE
@@ -80,9 +87,12 @@ class Config:
             raise UsageError("an empty --exclude would leave out everything")
         check_access(
             self.listen,
+            tls=self.tls_cert is not None,
+            identified=self.tls_client_ca is not None or self.token_file is not None,
             allow_anonymous=self.allow_anonymous,
             allow_plaintext=self.allow_plaintext,
         )
+        self._check_tls()
         _check_buffer("--buffer-size", self.buffer_size)
         if self.capture_memory < self.buffer_size:
             raise UsageError(
@@ -90,6 +100,15 @@ class Config:
                 f"one buffer of {format_size(self.buffer_size)}"
             )
         self._check_ring()
+
+    def _check_tls(self) -> None:
+        if self.tls_cert is None and self.tls_key is not None:
+            raise UsageError("--tls-key without --tls-cert")
+        if self.tls_cert is None and self.tls_client_ca is not None:
+            raise UsageError(
+                "--tls-client-ca without --tls-cert",
+                hint="clients show certificates to a worker that shows one itself",
+            )
 
     def _check_ring(self) -> None:
         _check_buffer("--ring-buffer-size", self.ring_buffer_size)
@@ -141,6 +160,13 @@ class _File(
     listen_group: str | msgspec.UnsetType = msgspec.UNSET
     allow_anonymous: bool | msgspec.UnsetType = msgspec.UNSET
     allow_plaintext: bool | msgspec.UnsetType = msgspec.UNSET
+    tls_cert: str | msgspec.UnsetType = msgspec.UNSET
+    tls_key: str | msgspec.UnsetType = msgspec.UNSET
+    tls_client_ca: str | msgspec.UnsetType = msgspec.UNSET
+    tls_crl: str | msgspec.UnsetType = msgspec.UNSET
+    token_file: str | msgspec.UnsetType = msgspec.UNSET
+    proxy_uid: str | int | msgspec.UnsetType = msgspec.UNSET
+    server_name: list[str] | msgspec.UnsetType = msgspec.UNSET
     exclude: list[str] | msgspec.UnsetType = msgspec.UNSET
     promiscuous: list[str] | msgspec.UnsetType = msgspec.UNSET
     buffer_size: int | str | msgspec.UnsetType = msgspec.UNSET

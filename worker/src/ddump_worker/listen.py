@@ -12,6 +12,7 @@ import grp
 import ipaddress
 import logging
 import os
+import pwd
 import re
 import socket
 import stat
@@ -24,7 +25,14 @@ from ddump_common.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Listener", "TcpAddress", "UnixAddress", "check_access", "parse_address"]
+__all__ = [
+    "Listener",
+    "TcpAddress",
+    "UnixAddress",
+    "check_access",
+    "parse_address",
+    "parse_user",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -104,10 +112,15 @@ def _bad_address(text: str) -> UsageError:
 def check_access(
     addresses: Iterable[TcpAddress | UnixAddress],
     *,
+    tls: bool,
+    identified: bool,
     allow_anonymous: bool,
     allow_plaintext: bool,
 ) -> None:
     """Refuse to listen more openly than was said.
+
+    ``tls`` is whether TCP addresses are encrypted, ``identified`` whether their clients
+    must show who they are.
 
     Raises:
         UsageError: an address needs words that were not given.
@@ -116,17 +129,34 @@ def check_access(
     for address in addresses:
         if isinstance(address, UnixAddress):
             continue
-        if not allow_anonymous:
+        if not identified and not allow_anonymous:
             raise UsageError(
                 f"whoever reaches {address} can read this host's traffic",
-                hint="say --allow-anonymous if that is intended, or listen on unix:PATH",
+                hint="ask for certificates (--tls-cert, --tls-client-ca) or tokens "
+                "(--token-file), listen on unix:PATH, or say --allow-anonymous if that "
+                "is intended",
             )
-        if not address.host.is_loopback and not allow_plaintext:
+        if not tls and not address.host.is_loopback and not allow_plaintext:
             raise UsageError(
                 f"what {address} sends is not encrypted",
-                hint="say --allow-plaintext if that is intended, or put a proxy with TLS "
-                "in front of unix:PATH",
+                hint="give --tls-cert, put a proxy with TLS in front of unix:PATH, or say "
+                "--allow-plaintext if that is intended",
             )
+
+
+def parse_user(text: str) -> int:
+    """Read the name of a user of this host, or a uid.
+
+    Raises:
+        UsageError: there is no such user.
+
+    """
+    if re.fullmatch("[0-9]{1,10}", text, re.ASCII):
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError) as exc:
+        raise UsageError(f"there is no user {text!r}") from exc
 
 
 class Listener:

@@ -1,0 +1,59 @@
+"""Who asks: typed identities, and what each was known by.
+
+A user that is named like a certificate's subject is not that certificate: the kind is
+part of the identity, and ``str`` shows it: ``cert:CN=alice``, ``user:alice``,
+``token:backup``, ``anonymous``.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+__all__ = ["ANONYMOUS", "Client", "Identity", "IdentityKind"]
+
+
+class IdentityKind(enum.StrEnum):
+    """How somebody was known."""
+
+    CERT = "cert"
+    USER = "user"
+    TOKEN = "token"  # noqa: S105 - no password
+    ANONYMOUS = "anonymous"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A kind and a name: a subject as RFC 4514 has it, a user, the name of a token."""
+
+    kind: IdentityKind
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" if self.name else f"{self.kind}"
+
+
+ANONYMOUS = Identity(kind=IdentityKind.ANONYMOUS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Who makes a request, from where, and what it showed for it.
+
+    ``address`` is ``ADDRESS:PORT`` as people write it, or ``unix``. ``certificate`` and
+    ``token_digest`` are kept to see whether they still hold when that is asked again.
+    """
+
+    identity: Identity
+    address: str
+    certificate: Certificate | None = field(default=None, repr=False)
+    token_digest: bytes | None = field(default=None, repr=False)
+
+    @property
+    def host(self) -> str:
+        """The address without its port."""
+        return self.address.rpartition(":")[0] or self.address
