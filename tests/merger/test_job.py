@@ -219,6 +219,8 @@ def test_interrupted_before_it_began_it_leaves_no_file(tmp_path):
     program = (
         "import signal, sys, ddump_merger.job as job\n"
         "from ddump_merger.cli import main\n"
+        # Who starts tests in the background may have SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "job._import_parts = lambda _: signal.raise_signal(signal.SIGINT)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -8,6 +8,7 @@ the session ends is aborted, and waited for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -49,10 +50,13 @@ class Connector(aiohttp.TCPConnector):
         """Close all connections, and return when they are gone."""
         await super().close(abort_ssl=abort_ssl)
         living, self._living = self._living, ()
-        for transport, _ in living:
-            transport.abort()
-        if living:
-            gone = [closed for _, closed in living]
+        gone = [closed for _, closed in living if not closed.done()]
+        for transport, closed in living:
+            if not closed.done():
+                # asyncio's own transport, closed twice, before Python 3.11.5.
+                with contextlib.suppress(AttributeError):
+                    transport.abort()
+        if gone:
             await asyncio.wait(gone, timeout=_PATIENCE_SECONDS)
 
 
