@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from support.captures import Record, parse_pcap, pcap
-from support.certificates import Authority
+from support.certificates import EXPIRED, Authority
 from support.commands import environment, run
 from support.servers import answer, capture, handshakes, serving, tls
 
@@ -77,7 +77,7 @@ async def test_another_name(authority):
 
 
 async def test_a_certificate_that_has_expired(authority):
-    context = tls(authority.server("127.0.0.1", days=-1))
+    context = tls(authority.server("127.0.0.1", made=EXPIRED))
     async with serving(capture([pcap(RECORDS)]), context=context) as server:
         result = await run("--ca", authority.cert, server.url)
     assert result.code == 3

@@ -1,21 +1,29 @@
-"""A certificate authority for one test: nothing of it outlives the test's folder."""
+"""A certificate authority for one test: nothing of it outlives the test's folder.
+
+It is that of ``ddump pki``, so that all that is tested with certificates tests it too.
+"""
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ddump_common import pki
+from ddump_common.units import SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_DAY = datetime.timedelta(days=1)
+_DAY_NS = 86400 * SECONDS
+NOW = 0
+"""How many days ago a certificate is made: it is valid."""
+EXPIRED = 400
+"""So long ago that it has expired."""
+EARLY = -1
+"""Tomorrow: it is not valid yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,75 +33,63 @@ class Pair:
     cert: Path
     key: Path
 
+    @property
+    def certificate(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(self.cert.read_bytes())
+
 
 class Authority:
-    """Signs certificates and writes them into ``folder``; its own is ``cert``."""
+    """Signs certificates and writes them into ``folder``; its own is ``cert``.
+
+    ``crl`` is its list of revocations, which is there from the beginning.
+    """
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name(name)
-        usage = x509.KeyUsage(
-            digital_signature=True, key_cert_sign=True, crl_sign=True,
-            content_commitment=False, key_encipherment=False, data_encipherment=False,
-            key_agreement=False, encipher_only=False, decipher_only=False,
-        )  # fmt: skip
-        certificate = (
-            _builder(self._name, self._name, self._key, days=1)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(usage, critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
+        self._authority = pki.Authority.create(now_ns=time.time_ns(), name=name)
+        self._revocations = pki.RevocationList()
+        self._made = 0
         self.cert = folder / f"{name}.pem"
-        self.cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        self.crl = folder / f"{name}.crl.pem"
+        self.cert.write_bytes(self._authority.credential.certificate_pem)
+        self.revoke()
 
-    def server(self, name: str, *, days: int = 1) -> Pair:
-        """A server's pair for a DNS name or an address; expired when days are negative."""
-        try:
-            alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
-        except ValueError:
-            alternative = x509.DNSName(name)
-        return self._pair(name, ExtendedKeyUsageOID.SERVER_AUTH, alternative, days)
+    def server(self, *names: str, made: int = NOW) -> Pair:
+        """A server's pair for DNS names and addresses."""
+        now_ns = time.time_ns() - made * _DAY_NS
+        return self._write(names[0], self._authority.server(names, now_ns=now_ns))
 
-    def client(self, name: str, *, days: int = 1) -> Pair:
-        """A client's pair."""
-        return self._pair(
-            name, ExtendedKeyUsageOID.CLIENT_AUTH, x509.DNSName(name), days
-        )
+    def client(self, name: str, *, made: int = NOW) -> Pair:
+        """A client's pair; its subject is ``CN=name``."""
+        now_ns = time.time_ns() - made * _DAY_NS
+        return self._write(name, self._authority.client(name, now_ns=now_ns))
 
-    def _pair(self, name, usage, alternative, days) -> Pair:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            _builder(_name(name), self._name, key, days=days)
-            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-            .sign(self._key, hashes.SHA256())
+    def revoke(self, *pairs: Pair) -> None:
+        """Revoke certificates: ``crl`` is written anew, as a whole."""
+        now_ns = time.time_ns()
+        serials = [pair.certificate.serial_number for pair in pairs]
+        self._revocations = self._revocations.adding(serials, now_ns=now_ns)
+        new = self.crl.with_suffix(".new")
+        new.write_bytes(
+            self._authority.sign_revocations(self._revocations, now_ns=now_ns)
         )
-        pair = Pair(cert=self._folder / f"{name}.pem", key=self._folder / f"{name}.key")
-        pair.cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        pair.key.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        pair.key.chmod(0o600)
+        new.replace(self.crl)
+
+    def _write(self, name: str, credential: pki.Credential) -> Pair:
+        self._made += 1  # one name may have several
+        stem = f"{self.cert.stem}-{self._made}-{name}"
+        pair = Pair(cert=self._folder / f"{stem}.pem", key=self._folder / f"{stem}.key")
+        pair.cert.write_bytes(credential.certificate_pem)
+        pair.key.touch(0o600)
+        pair.key.write_bytes(credential.key_pem)
         return pair
 
 
-def _name(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-
-
-def _builder(subject, issuer, key, *, days) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - 30 * _DAY)
-        .not_valid_after(now + days * _DAY)
-    )
+def self_signed(folder: Path, name: str) -> Pair:
+    """Return a pair that no authority has signed: its issuer is itself."""
+    made = pki.Authority.create(now_ns=time.time_ns(), name=name).credential
+    pair = Pair(cert=folder / "self-signed.pem", key=folder / "self-signed.key")
+    pair.cert.write_bytes(made.certificate_pem)
+    pair.key.touch(0o600)
+    pair.key.write_bytes(made.key_pem)
+    return pair
