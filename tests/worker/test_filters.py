@@ -17,7 +17,7 @@ from ddump_common.pcap import LinkType
 from ddump_worker import filters
 from ddump_worker._pcap import compile_filter
 from ddump_worker.filters import BusyError, FilterCompiler
-from ddump_worker.program import cook
+from ddump_worker.program import chain, cook
 from support.workers import wait_until
 
 SLOW = " or ".join(f"port {number}" for number in range(1, 600, 2))
@@ -33,19 +33,21 @@ def children() -> set[int]:
     return found
 
 
-def program(expression: str) -> bytes:
-    return cook(
-        compile_filter(expression, link_type=113, snaplen=100),
-        link_type=113,
-        snaplen=100,
+def compiled(*expressions: str, link_type: int = 113) -> bytes:
+    return chain(
+        [compile_filter(each, link_type=link_type, snaplen=100) for each in expressions]
     )
+
+
+def program(*expressions: str) -> bytes:
+    return cook(compiled(*expressions), link_type=113, snaplen=100)
 
 
 async def test_a_filter_is_joined_with_all_exclusions():
     code = await FilterCompiler().compile(
         "udp or tcp", exclusions=["not port 1", "ip or arp"], **OPTIONS
     )
-    assert code == program("(udp or tcp) and ((not port 1) and (ip or arp))")
+    assert code == program("udp or tcp", "not port 1", "ip or arp")
     assert not children()
 
 
@@ -54,8 +56,7 @@ async def test_a_filter_for_stored_packets_is_as_libpcap_made_it():
         "udp", exclusions=["ifindex 3"], stored=True,
         link_type=LinkType.LINUX_SLL2, snaplen=100,
     )  # fmt: skip
-    joined = "(udp) and ((ifindex 3))"
-    assert code == compile_filter(joined, link_type=276, snaplen=100)
+    assert code == compiled("udp", "ifindex 3", link_type=276)
 
 
 async def test_an_empty_filter_matches_all():

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
+import socket
 import struct
 import subprocess
 
 import pytest
 
 from ddump_worker import _pcap
-from ddump_worker.program import INSTRUCTION, UnsupportedLoadError, cook, reads_kernel
+from ddump_worker.program import (
+    INSTRUCTION,
+    UnsupportedLoadError,
+    chain,
+    cook,
+    reads_kernel,
+)
 from support.programs import started
 
 AD = 0xFFFFF000
@@ -175,3 +184,60 @@ def test_other_instructions_stay_as_they_are():
 )
 def test_what_only_the_kernel_knows_is_told(expression, link_type, expected):
     assert reads_kernel(compiled(expression, link_type)) is expected
+
+
+def accepted(code: bytes, packets: list[bytes]) -> list[bytes]:
+    """Return which packets the kernel lets pass: of a datagram it sees all bytes."""
+    receiving, sending = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with receiving, sending:
+        _pcap.attach_program(receiving.fileno(), code)
+        receiving.setblocking(False)
+        found = []
+        for each in packets:
+            sending.send(each)
+            with contextlib.suppress(BlockingIOError):
+                found.append(receiving.recv(1 << 16))
+        return found
+
+
+def cooked_packets() -> list[bytes]:
+    """Return IPv4 packets of UDP and TCP between a few ports, and one in PPPoE."""
+    packets = []
+    for protocol, source, destination in itertools.product(
+        (6, 17), (22, 53, 4000), (22, 53, 6081)
+    ):
+        ip = (
+            b"\x45\x00" + struct.pack(">H", 60) + bytes(4) + bytes([64, protocol, 0, 0])
+        )
+        ports = struct.pack(">HH", source, destination)
+        inner = ip + bytes([10, 0, 0, 1, 10, 0, 0, 2]) + ports + bytes(36)
+        packets.append(struct.pack(">HHH8sH", 0, 1, 6, b"", 0x0800) + inner)
+        session = struct.pack(">BBHHH", 0x11, 0, 7, 62, 0x0021)
+        packets.append(struct.pack(">HHH8sH", 0, 1, 6, b"", 0x8864) + session + inner)
+    return packets
+
+
+PARTS = [
+    "",
+    "not pppoes",
+    "pppoes",
+    "not geneve",
+    "port 22",
+    "not port 22",
+    "tcp or port 53",
+    "ip[40] = 0 or ip[8] < 65",
+    "not (udp and dst port 6081)",
+]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_chain_accepts_what_each_program_accepts(count):
+    packets = cooked_packets()
+    alone = {each: accepted(compiled(each, 113), packets) for each in PARTS}
+    assert len(alone["not port 22"]) not in (0, len(packets))
+    for parts in itertools.permutations(PARTS, count):
+        code = chain([compiled(each, 113) for each in parts])
+        expected = [
+            packet for packet in packets if all(packet in alone[each] for each in parts)
+        ]
+        assert accepted(code, packets) == expected, parts

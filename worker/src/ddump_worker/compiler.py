@@ -1,11 +1,12 @@
 """The helper process that compiles one filter, and then is gone.
 
 libpcap's compiler can take minutes, and looks names up; a process can be limited and
-killed. It reads two expressions from stdin with a NUL between them, the user's and
-the worker's own, and writes one byte of outcome to stdout and what belongs to it:
+killed. It reads expressions from stdin with a NUL between them, the user's first and
+then the worker's own, and writes one byte of outcome to stdout and what belongs to it:
 ``+`` and the program, ``-`` and why there is none for the user's, or ``!`` and why
 there is none for the worker's own. The program is one for the kernel, or with the
-argument ``stored`` one for packets in a capture file.
+argument ``stored`` one for packets in a capture file; it accepts what all of the
+expressions accept, each of which means what it means alone.
 
 It imports nothing that takes long: every capture waits for it to start.
 """
@@ -17,11 +18,15 @@ import resource
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from ddump_common.errors import FilterError
 
 from . import _pcap
-from .program import UnsupportedLoadError, cook, reads_kernel
+from .program import UnsupportedLoadError, chain, cook, reads_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "COMPILED",
@@ -61,8 +66,17 @@ def _limit() -> None:
     signal.alarm(WALL_SECONDS + 1)
 
 
-def _program(expression: str, link_type: int, snaplen: int, *, stored: bool) -> bytes:
-    code = _pcap.compile_filter(expression, link_type=link_type, snaplen=snaplen)
+def _program(
+    expressions: Sequence[str], link_type: int, snaplen: int, *, stored: bool
+) -> bytes:
+    # The user's comes first: it often is the one that rejects most, and soonest.
+    given = [each for each in expressions if each.strip()] or [""]
+    code = chain(
+        [
+            _pcap.compile_filter(each, link_type=link_type, snaplen=snaplen)
+            for each in given
+        ]
+    )
     if not stored:
         code = cook(code, link_type=link_type, snaplen=snaplen)
     elif reads_kernel(code):
@@ -79,20 +93,15 @@ def _program(expression: str, link_type: int, snaplen: int, *, stored: bool) -> 
 def _answer(
     text: bytes, link_type: int, snaplen: int, *, stored: bool = False
 ) -> bytes:
-    expression, _, exclusions = (part.decode() for part in text.partition(SEPARATOR))
+    expression, *exclusions = text.decode().split(SEPARATOR.decode())
     try:
-        # Alone first: "a) or (b" must not compile as parentheses are put around it.
-        _pcap.compile_filter(
-            expression, link_type=link_type, snaplen=snaplen, optimize=False
-        )
-        parts = [f"({part})" for part in (expression, exclusions) if part.strip()]
-        code = _program(" and ".join(parts), link_type, snaplen, stored=stored)
+        code = _program([expression, *exclusions], link_type, snaplen, stored=stored)
     except _REFUSALS as exc:
         refused = REFUSED + _words(exc)
     else:
         return COMPILED + code
     try:
-        _program(exclusions, link_type, snaplen, stored=stored)
+        _program(["", *exclusions], link_type, snaplen, stored=stored)
     except _REFUSALS as exc:
         refused = EXCLUSIONS_REFUSED + _words(exc)
     return refused

@@ -97,7 +97,7 @@ class FilterCompiler:
             CaptureError: this host cannot compile, or not the exclusions.
 
         """
-        text = expression.encode() + SEPARATOR + _joined(exclusions).encode()
+        text = SEPARATOR.join(each.encode() for each in (expression, *exclusions))
         source = Source(text, link_type, snaplen, stored)
         deadline = asyncio.get_running_loop().time() + WALL_SECONDS
         found = self._found(source)
@@ -161,10 +161,6 @@ def _refusal(answer: bytes) -> CaptureError:
         return CaptureError(f"what the worker excludes does not compile: {reason}")
     is_cooked = _LINK_LAYER.search(reason) is not None
     return FilterError(reason, hint=_COOKED_HINT if is_cooked else "")
-
-
-def _joined(exclusions: Sequence[str]) -> str:
-    return " and ".join(f"({exclusion})" for exclusion in exclusions)
 
 
 @contextlib.asynccontextmanager

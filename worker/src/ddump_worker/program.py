@@ -7,6 +7,11 @@ data about the packet. This is what ``pcap_setfilter`` does inside, for the same
 layout; done here, it can be checked before any handle is open, and the kernel cuts
 packets to the snaplen before they take room in the ring.
 
+Filters that all must hold are compiled one by one, and their programs chained. Joined
+to one expression they would change each other's meaning: in libpcap ``pppoes`` and
+``geneve`` move the offsets of all that comes after them, also when they are negated, so
+that ``(not pppoes) and (not port 22)`` lets port 22 pass.
+
 Packets that are stored have their cooked header, and what libpcap compiled runs on
 them as it is, unless it asks for what only the kernel knows.
 """
@@ -14,12 +19,17 @@ them as it is, unless it asks for what only the kernel knows.
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
-__all__ = ["INSTRUCTION", "UnsupportedLoadError", "cook", "reads_kernel"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["INSTRUCTION", "UnsupportedLoadError", "chain", "cook", "reads_kernel"]
 
 INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 
 _LD, _LDX, _RET = 0x00, 0x01, 0x06
+_JA = 0x05
 _CLASS, _SIZE, _MODE, _RVAL = 0x07, 0x18, 0xE0, 0x18
 _W, _H, _B = 0x00, 0x08, 0x10
 _ABS, _IND, _MSH = 0x20, 0x40, 0xA0
@@ -51,6 +61,29 @@ class UnsupportedLoadError(Exception):
     def __init__(self, offset: int) -> None:
         super().__init__(f"byte {offset} of the cooked header")
         self.offset = offset
+
+
+def chain(codes: Sequence[bytes]) -> bytes:
+    """Return a program that accepts what each of ``codes`` accepts, as the last does.
+
+    Where one accepts the next goes on; where one rejects that is the end. None reads
+    what another has left in registers or memory: libpcap's programs set them first.
+    """
+    *before, last = codes
+    return b"".join(map(_going_on, before)) + last
+
+
+def _going_on(code: bytes) -> bytes:
+    """Return ``code`` so that it runs on behind its end where it would accept."""
+    left = len(code) // INSTRUCTION.size
+    chained = bytearray()
+    for operation, jt, jf, k in INSTRUCTION.iter_unpack(code):
+        left -= 1
+        if operation & _CLASS == _RET and k:
+            chained += INSTRUCTION.pack(_JA, 0, 0, left)
+        else:
+            chained += INSTRUCTION.pack(operation, jt, jf, k)
+    return bytes(chained)
 
 
 def cook(code: bytes, *, link_type: int, snaplen: int) -> bytes:
