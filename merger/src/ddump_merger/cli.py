@@ -49,7 +49,7 @@ Exit status:
   130  interrupted before there was a run to end in order, or once more as it ended
 
 "ddump status TARGET..." asks workers for their state, "ddump segments TARGET..." for
-what their rings hold: ddump status --help, ddump segments --help.
+what their rings hold; "ddump pki" makes certificates. Each has its own --help.
 """
 _STATUS_EPILOG = """\b
 Exit status:
@@ -460,16 +460,28 @@ def _configure_logging(*, quiet: bool, verbose: int) -> None:
     logging.getLogger(__package__).setLevel(logging.ERROR if quiet else level)
 
 
-_SUBCOMMANDS = {"status": status_command, "segments": segments_command}
+def _command(word: str) -> click.Command | None:
+    """Return the command that a first word names."""
+    match word:
+        case "status":
+            return status_command
+        case "segments":
+            return segments_command
+        case "pki":
+            from .pki import pki_command  # it takes long, and few need it
+
+            return pki_command
+        case _:
+            return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the first word names, and return the exit code."""
     ensure_standard_error()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = merge_command
-    if words and words[0] in _SUBCOMMANDS:
-        command, words = _SUBCOMMANDS[words[0]], words[1:]
+    command: click.Command = merge_command
+    if words and (named := _command(words[0])) is not None:
+        command, words = named, words[1:]
     return run(
         lambda: command.main(words, prog_name=command.name, standalone_mode=False)
     )
@@ -499,7 +511,8 @@ def run(command: Callable[[], int]) -> int:
 
 def _told_usage(exc: click.ClickException) -> str:
     """Return in one line what click found wrong, as our own errors are told."""
-    if isinstance(exc, click.BadParameter) and exc.param is not None:
+    missing = isinstance(exc, click.MissingParameter)
+    if isinstance(exc, click.BadParameter) and exc.param is not None and not missing:
         return f"{max(exc.param.opts, key=len)}: {exc.message.rstrip('.')}"
     message = exc.format_message().rstrip(".")
     context = exc.ctx if isinstance(exc, click.UsageError) else None

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+import time
+
+import pytest
+from cryptography import x509
+
+from ddump_common.errors import OutputError, UsageError
+from ddump_common.pki import Kind
+from ddump_common.units import SECONDS
+from ddump_merger.authority import AuthorityFolder, told_serial
+from support.disks import fill, small_disk
+
+NOW = time.time_ns() // SECONDS * SECONDS
+DAY = 86400 * SECONDS
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "pki"
+    AuthorityFolder.create(path, now_ns=NOW)
+    return path
+
+
+def client(folder, name, *, now_ns=NOW, renew=False):
+    with AuthorityFolder.open(folder) as authority:
+        return authority.client(name, now_ns=now_ns, renew=renew)
+
+
+def server(folder, *names, now_ns=NOW, renew=False):
+    with AuthorityFolder.open(folder) as authority:
+        return authority.server(names, now_ns=now_ns, renew=renew)
+
+
+def revoke(folder, *words, now_ns=NOW):
+    with AuthorityFolder.open(folder) as authority:
+        return authority.revoke(words, now_ns=now_ns)
+
+
+def issued(folder):
+    with AuthorityFolder.open(folder) as authority:
+        return authority.issued()
+
+
+def revoked(folder):
+    signed = x509.load_pem_x509_crl((folder / "crl.pem").read_bytes())
+    return {each.serial_number for each in signed}
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_who_may_read_what(tmp_path, umask):
+    path = tmp_path / "pki"
+    before = os.umask(umask)
+    try:
+        AuthorityFolder.create(path, now_ns=NOW)
+        place = client(path, "alice")
+        revoke(path, "alice")
+        client(path, "alice")
+    finally:
+        os.umask(before)
+    assert mode(path) == 0o700
+    assert {mode(each) for each in path.rglob("*.key")} == {0o600}
+    assert mode(place.key) == 0o600
+    certificates = [*path.rglob("*.pem")]
+    assert len(certificates) == 5  # ca, crl, alice, and both that were issued
+    assert {mode(each) for each in certificates} == {0o644 & ~umask}
+
+
+def test_an_empty_folder_is_taken_and_closed(tmp_path):
+    path = tmp_path / "pki"
+    path.mkdir(mode=0o755)
+    AuthorityFolder.create(path, now_ns=NOW)
+    assert mode(path) == 0o700
+
+
+def test_no_authority_is_made_over_another(folder):
+    key = (folder / "ca.key").read_bytes()
+    with pytest.raises(UsageError, match="is not empty"):
+        AuthorityFolder.create(folder, now_ns=NOW)
+    assert (folder / "ca.key").read_bytes() == key
+
+
+def test_where_an_authority_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "none" / "pki"):
+        with pytest.raises(OutputError, match=f"^{path}: no"):
+            AuthorityFolder.create(path, now_ns=NOW)
+
+
+def test_the_files(folder):
+    made = server(folder, "Web1", "10.0.0.1")
+    assert made.certificate == folder / "servers/web1.pem"
+    assert made.key == folder / "servers/web1.key"
+    mine = client(folder, "alice")
+    assert mine.certificate == folder / "clients/alice.pem"
+    left = {str(each.relative_to(folder)) for each in folder.rglob("*.*")}
+    serials = {f"issued/{told_serial(each.serial)}.pem" for each in issued(folder)}
+    assert len(serials) == 2
+    assert left == serials | {
+        "ca.pem", "ca.key", "crl.pem", "servers/web1.pem", "servers/web1.key",
+        "clients/alice.pem", "clients/alice.key",
+    }  # fmt: skip
+
+
+def test_one_name_one_certificate_unless_it_is_to_be_renewed(folder):
+    place = client(folder, "alice")
+    key = place.key.read_bytes()
+    with pytest.raises(UsageError, match=r"alice has a certificate until 20.*--renew"):
+        client(folder, "alice")
+    assert place.key.read_bytes() == key
+    assert len(issued(folder)) == 1
+    client(folder, "alice", renew=True)
+    assert place.key.read_bytes() != key
+    assert len(issued(folder)) == 2
+    server(folder, "alice")  # is another
+
+
+def test_what_is_over_or_revoked_is_replaced(folder):
+    client(folder, "alice", now_ns=NOW - 500 * DAY)
+    client(folder, "alice")
+    revoke(folder, "alice")
+    client(folder, "alice")
+    assert [each.name for each in issued(folder)] == 3 * ["alice"]
+
+
+def test_a_certificate_without_its_file_is_not_guessed_about(folder):
+    place = client(folder, "alice")
+    place.certificate.unlink()
+    with pytest.raises(UsageError, match=r"cannot read .*alice\.pem"):
+        client(folder, "alice")
+    client(folder, "alice", renew=True)
+
+
+def test_revoking_a_name_revokes_all_that_hold(folder):
+    client(folder, "alice", now_ns=NOW - 500 * DAY)  # over
+    client(folder, "alice")
+    client(folder, "alice", renew=True)
+    bob = client(folder, "bob")
+    names = [(each.kind, each.name) for each in revoke(folder, "alice")]
+    assert names == 2 * [(Kind.CLIENT, "alice")]
+    serial = x509.load_pem_x509_certificate(bob.certificate.read_bytes()).serial_number
+    assert len(revoked(folder)) == 2
+    assert serial not in revoked(folder)
+    with pytest.raises(UsageError, match="'alice' has no certificate that holds"):
+        revoke(folder, "alice")
+
+
+@pytest.mark.parametrize("written", [str.lower, str.upper, "00{}".format])
+def test_revoking_one_by_its_serial_number(folder, written):
+    client(folder, "alice")
+    client(folder, "alice", renew=True)
+    old, new = issued(folder)
+    revoke(folder, written(told_serial(old.serial)))
+    assert revoked(folder) == {old.serial}
+    with AuthorityFolder.open(folder) as authority:
+        assert not authority.holds(old, now_ns=NOW)
+        assert authority.holds(new, now_ns=NOW)
+
+
+def test_a_server_and_a_client_of_one_name(folder):
+    client(folder, "both")
+    server(folder, "both")
+    with pytest.raises(UsageError, match="say clients/both or servers/both"):
+        revoke(folder, "both")
+    (gone,) = revoke(folder, "servers/both")
+    assert gone.kind is Kind.SERVER
+    (gone,) = revoke(folder, "both")
+    assert gone.kind is Kind.CLIENT
+
+
+def test_nothing_is_revoked_when_a_name_is_wrong(folder):
+    client(folder, "alice")
+    with pytest.raises(UsageError, match="'bob' has no certificate"):
+        revoke(folder, "alice", "bob")
+    assert revoked(folder) == set()
+
+
+def test_what_was_revoked_stays_so(folder):
+    client(folder, "alice")
+    revoke(folder, "alice")
+    client(folder, "bob")
+    revoke(folder, "bob")
+    assert len(revoked(folder)) == 2
+
+
+@pytest.mark.parametrize("lost", ["ca.pem", "ca.key", "crl.pem"])
+def test_a_file_that_is_missing_or_too_long(folder, lost):
+    """The list above all: a new one would let in whom it kept out."""
+    path = folder / lost
+    data = path.read_bytes()
+    path.unlink()
+    with pytest.raises(UsageError, match=rf"cannot read {path}: no such file"):
+        client(folder, "alice")
+    path.touch(0o600)
+    with pytest.raises(UsageError, match=f"{folder}"):
+        client(folder, "alice")
+    if lost != "crl.pem":
+        path.write_bytes(data + bytes(65536))
+        with pytest.raises(UsageError, match=f"{path} is too long"):
+            client(folder, "alice")
+    assert not [*folder.glob("*/*")]
+
+
+def test_a_list_of_others(folder, tmp_path):
+    AuthorityFolder.create(tmp_path / "other", now_ns=NOW)
+    (folder / "crl.pem").write_bytes((tmp_path / "other/crl.pem").read_bytes())
+    with pytest.raises(UsageError, match=r"crl\.pem: .*is not of this authority"):
+        client(folder, "alice")
+
+
+def test_a_key_that_others_can_read(folder):
+    (folder / "ca.key").chmod(0o640)
+    with pytest.raises(UsageError, match=r"ca\.key can be read by others \(chmod 600"):
+        client(folder, "alice")
+
+
+def test_no_authority(tmp_path):
+    with pytest.raises(UsageError, match=r"no such file.*ddump pki init makes one"):
+        client(tmp_path / "none", "alice")
+
+
+def test_a_certificate_that_is_damaged(folder):
+    client(folder, "alice")
+    (path,) = (folder / "issued").iterdir()
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UsageError, match=f"{path}: not a certificate"):
+        issued(folder)
+
+
+def test_a_link_leads_nowhere(folder, tmp_path):
+    """What a name's file points to is not written."""
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    (folder / "clients/.alice.key.new").symlink_to(victim)
+    (folder / "clients/alice.key").symlink_to(victim)
+    client(folder, "alice", renew=True)
+    assert victim.read_text() == "untouched"
+    assert mode(folder / "clients/alice.key") == 0o600
+    assert not (folder / "clients/alice.key").is_symlink()
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """Then what was there is there still: the list of revocations above all."""
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        AuthorityFolder.create(disk / "pki", now_ns=NOW)
+        client(disk / "pki", "alice")
+        fill(disk, leave=0)
+        for change in (revoke, client):
+            with pytest.raises(OutputError, match="no space left on device"):
+                change(disk / "pki", "alice" if change is revoke else "bob")
+        assert revoked(disk / "pki") == set()
+        (disk / "filler").unlink()
+        revoke(disk / "pki", "alice")
+        assert len(revoked(disk / "pki")) == 1
+
+
+def test_two_at_once_wait_for_each_other(folder):
+    """Neither forgets what the other has revoked."""
+    names = [f"c{n}" for n in range(8)]
+    for name in names:
+        client(folder, name)
+    threads = [threading.Thread(target=revoke, args=(folder, name)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(revoked(folder)) == len(names)
+
+
+def test_the_lock_is_held_while_it_is_open(folder):
+    with AuthorityFolder.open(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
