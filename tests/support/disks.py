@@ -33,3 +33,28 @@ def fill(path: Path, *, leave: int) -> Path:
     with file.open("wb") as opened:
         os.posix_fallocate(opened.fileno(), 0, told.f_bavail * told.f_frsize - leave)
     return file
+
+
+@contextlib.contextmanager
+def freezable_disk(path: Path, size: int) -> Iterator[Path]:
+    """Mount a file system of ``size`` bytes at ``path`` that ``frozen`` can stop."""
+    image = path.with_suffix(".ext4")
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    path.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@contextlib.contextmanager
+def frozen(path: Path) -> Iterator[None]:
+    """Let whoever writes to the file system of ``path`` wait, as on a disk that hangs."""
+    subprocess.run(["fsfreeze", "--freeze", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", path], check=True)

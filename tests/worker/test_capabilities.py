@@ -5,6 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import aiohttp
+
+from support.loopback import payloads, talker
+from support.workers import worker
+
 _SCRIPT = """
 import subprocess, threading
 from pathlib import Path
@@ -57,3 +62,39 @@ def test_without_setpcap_it_gives_up_what_it_can():
 def test_without_net_raw_it_is_refused():
     only = "-net_raw"
     assert run("setpriv", "--bounding-set", only, "--inh-caps", only) == "refused 1\n"
+
+
+def test_it_is_refused_when_another_thread_has_begun():
+    script = (
+        "import threading\n"
+        "from ddump_worker.capabilities import keep_only_net_raw\n"
+        "ended = threading.Event()\n"
+        "threading.Thread(target=ended.wait).start()\n"
+        "try:\n"
+        "    keep_only_net_raw()\n"
+        "except RuntimeError as exc:\n"
+        "    print(exc)\n"
+        "ended.set()\n"
+    )
+    said = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert said == "capabilities are dropped before any other thread begins\n"
+
+
+async def test_every_task_of_root_s_worker_has_one_and_captures_opened_later_work(
+    tmp_path,
+):
+    ring = ("--ring-dir", str(tmp_path / "ring"), "--ring-size", "8MB")
+    small = ("--segment-size", "2MB", "--ring-reserve", "1MB")
+    async with worker(*ring, *small) as running, aiohttp.ClientSession() as http:
+        for _ in range(2):
+            with talker() as udp:
+                query = {"filter": udp.filter, "packets": "1"}
+                async with http.get(f"{running.url}/capture", params=query) as answer:
+                    sent = udp.send()
+                    # The loop's, the recorder's, and those that open handles.
+                    for name in ("CapEff", "CapPrm", "CapBnd"):
+                        assert running.status_fields(name) == {f"{1 << 13:016x}"}
+                    for name in ("CapInh", "CapAmb"):
+                        assert running.status_fields(name) == {f"{0:016x}"}
+                    assert running.status_fields("NoNewPrivs") == {"1"}
+                    assert payloads(await answer.read()) == sent

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from pathlib import Path
 
 __all__ = ["keep_only_net_raw"]
 
@@ -29,8 +30,11 @@ def keep_only_net_raw() -> None:
 
     Raises:
         PermissionError: the thread does not have CAP_NET_RAW.
+        RuntimeError: the process has other threads, which would keep theirs.
 
     """
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        raise RuntimeError("capabilities are dropped before any other thread begins")
     for capability in range(_LAST + 1):
         if capability != _NET_RAW:
             # Without CAP_SETPCAP this fails, and then there is little to drop; for

@@ -64,8 +64,10 @@ def interface_names() -> dict[int, str]:
 class Recorder:
     """Records ``source`` into ``ring`` from ``start`` to ``stop``; it closes the source.
 
-    ``failure`` is what ended it before it was stopped. ``clock`` is the one that stamps
-    packets, in nanoseconds since the epoch; ``steady`` one that is never set.
+    ``failure`` is what ended it before it was stopped; ``rounds`` is how often it has
+    looked for packets, ten times a second at least, unless the disk keeps it. ``clock``
+    is the one that stamps packets, in nanoseconds since the epoch; ``steady`` one that is
+    never set.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Recorder:
         steady: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.failure: Exception | None = None
+        self.rounds = 0
         self._ring = ring
         self._source = source
         self._names = names
@@ -180,6 +183,7 @@ class Recorder:
                 self._tail.flush(began_ns - UNREAD_NS)
             self._ring.notify()
             self._refresh()
+            self.rounds += 1
 
     def _read(self, target: int) -> bool:
         before = self._source.packets

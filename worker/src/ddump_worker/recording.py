@@ -111,6 +111,7 @@ class Recording:
         self._recorder = Recorder(ring, source)
         self._scope = scope
         self._expressions = expressions
+        self._rounds = 0
 
     def start(self) -> None:
         """Begin to record.
@@ -149,6 +150,11 @@ class Recording:
                 name: sorted(indices) for name, indices in self._recorded().items()
             },
         )
+
+    def advances(self) -> bool:
+        """Whether the recorder has gone on since this was last asked."""
+        before, self._rounds = self._rounds, self._recorder.rounds
+        return self._rounds != before
 
     async def refresh(self) -> None:
         """Look after the recorder: whether it goes on, and with the right program.

@@ -8,6 +8,7 @@ import logging
 import resource
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -26,6 +27,7 @@ from .filters import SHARE, FilterCompiler
 from .interfaces import interfaces
 from .listen import Listener, TcpAddress
 from .metrics import Metrics
+from .notify import Notifier
 from .promiscuous import Promiscuous
 from .recording import record
 from .streams import Streams
@@ -66,12 +68,14 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    notifier = Notifier()
     # The group is left without an exception: before Python 3.11.4 one that a task of it
     # raises leaves this one cancelled, and what follows it could not wait with a timeout.
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-        work = tasks.create_task(_work(config, stack, announce), name="work")
+        work = tasks.create_task(_work(config, stack, announce, notifier), name="work")
         await ending.wait()
         _log.info("ending")
+        await notifier.stopping()
         work.cancel()
 
 
@@ -79,9 +83,16 @@ async def _work(
     config: Config,
     stack: contextlib.AsyncExitStack,
     announce: Callable[[str], None],
+    notifier: Notifier,
 ) -> None:
     """Start, then look after what runs; ended by being cancelled."""
-    await _watch(await _start(config, stack, announce))
+    core = await _start(config, stack, announce)
+    await notifier.ready()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_watch(core), name="watch")
+        tasks.create_task(
+            notifier.keep_alive(partial(_advances, core)), name="watchdog"
+        )
 
 
 async def _start(
@@ -234,6 +245,10 @@ def _allow_files(config: Config) -> None:
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _advances(core: Core) -> bool:
+    return core.recording is None or core.recording.advances()
 
 
 async def _watch(core: Core) -> None:
