@@ -19,6 +19,7 @@ from ddump_common.errors import (
 )
 from ddump_common.window import Interval, WindowReport
 from ddump_worker.capacity import ExhaustedError
+from ddump_worker.denial import ForbiddenError, MisdirectedError, UnauthorizedError
 from ddump_worker.filters import BusyError
 from ddump_worker.problems import (
     common_headers,
@@ -43,6 +44,9 @@ ERRORS = [
     (web.HTTPMethodNotAllowed("POST", ["HEAD", "GET"]), 405, "error"),
     (ZeroDivisionError("secret"), 500, "error"),
     (ExhaustedError("windows", "all in use"), 503, "windows"),
+    (UnauthorizedError("who?", hint="show it"), 401, "unauthorized"),
+    (ForbiddenError("no"), 403, "forbidden"),
+    (MisdirectedError("not me"), 421, "misdirected"),
     (NoRingError(), 404, "ring"),
     (UncoveredError("nothing", report=WindowReport(covered=None)), 416, "window"),
 ]
@@ -124,3 +128,16 @@ def test_the_common_headers_say_who_and_when():
     headers = common_headers()
     assert before <= int(headers["Ddump-Time"]) <= time.time_ns()
     assert headers["Server"].startswith("ddump-worker/")
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_who_is_not_known_is_told_what_may_be_shown():
+    problem, headers = problem_of(UnauthorizedError("who?", hint="show a token"))
+    assert headers == {"WWW-Authenticate": "Bearer"}
+    assert (problem.detail, problem.hint) == ("who?", "show a token")
+
+
+def test_what_is_allowed_later_says_when():
+    _, headers = problem_of(ForbiddenError("not now", retry_after_seconds=7))
+    assert headers == {"Retry-After": "7"}

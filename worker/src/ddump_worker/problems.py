@@ -19,6 +19,7 @@ from ddump_common.api import (
     INTERFACES_PATH,
     MEDIA_TYPE_PROBLEM,
     METRICS_PATH,
+    OPENAPI_PATH,
     RING_PATH,
     SEGMENTS_PATH,
     STATUS_PATH,
@@ -36,6 +37,7 @@ from ddump_common.text import printable
 
 from . import __version__
 from .capacity import ExhaustedError
+from .denial import ForbiddenError, MisdirectedError, UnauthorizedError
 from .filters import BusyError
 from .window import NoRingError, UncoveredError
 
@@ -61,6 +63,7 @@ _PATHS = (
     SEGMENTS_PATH,
     INTERFACES_PATH,
     METRICS_PATH,
+    OPENAPI_PATH,
 )
 
 
@@ -70,12 +73,17 @@ def common_headers() -> dict[str, str]:
         HOST_HEADER: platform.node(),
         TIME_HEADER: str(time.time_ns()),
         "Server": f"ddump-worker/{__version__}",
+        # To browsers: nothing here is for the pages of others, nor what it is not.
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "X-Content-Type-Options": "nosniff",
     }
 
 
 def problem_of(error: Exception) -> tuple[Problem, Mapping[str, str]]:
     """Return what a client is told about ``error``, and the headers for it."""
     match error:
+        case UnauthorizedError() | ForbiddenError() | MisdirectedError():
+            return _denial(error)
         case ParameterError():
             return _problem("Bad parameter", 400, error, error.parameter), {}
         case FilterError():
@@ -104,9 +112,32 @@ def problem_of(error: Exception) -> tuple[Problem, Mapping[str, str]]:
             return Problem(title="Internal error", status=500), {}
 
 
+def _denial(
+    error: UnauthorizedError | ForbiddenError | MisdirectedError,
+) -> tuple[Problem, Mapping[str, str]]:
+    headers = {}
+    match error:
+        case UnauthorizedError():
+            # Certificates are no scheme of HTTP, and passwords the proxy's (RFC 9110).
+            headers["WWW-Authenticate"] = "Bearer"
+            return _problem("Who asks is not known", 401, error), headers
+        case ForbiddenError():
+            if error.retry_after_seconds:
+                headers["Retry-After"] = str(error.retry_after_seconds)
+            return _problem("This is not allowed", 403, error), headers
+        case MisdirectedError():
+            return _problem("This worker has another name", 421, error), headers
+
+
 def reason_of(error: Exception) -> str:
     """Return one word for the metrics: why packets were refused."""
     match error:
+        case UnauthorizedError():
+            return "unauthorized"
+        case ForbiddenError():
+            return "forbidden"
+        case MisdirectedError():
+            return "misdirected"
         case ParameterError():
             return "interface" if error.parameter == "interface" else "parameter"
         case FilterError():
