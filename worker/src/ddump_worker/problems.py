@@ -66,6 +66,17 @@ _PATHS = (
     OPENAPI_PATH,
 )
 
+_REASONS: dict[type[Exception], str] = {
+    UnauthorizedError: "unauthorized",
+    ForbiddenError: "forbidden",
+    MisdirectedError: "misdirected",
+    FilterError: "filter",
+    NoRingError: "ring",
+    UncoveredError: "window",
+    BusyError: "busy",
+    PrivilegeError: "privilege",
+}
+
 
 def common_headers() -> dict[str, str]:
     """Return the headers of every answer."""
@@ -100,16 +111,20 @@ def problem_of(error: Exception) -> tuple[Problem, Mapping[str, str]]:
                 _problem("Nothing is free", 503, error),
                 {"Retry-After": str(_RETRY_SECONDS)},
             )
-        case PrivilegeError():
-            return _problem("The worker lacks a privilege", 500, error), {}
         case CaptureError():
-            return _problem("This host cannot capture", 500, error), {}
+            return _problem(_title_of(error), 500, error), {}
         case DdumpError():
             return _problem("Bad request", 400, error), {}
         case web.HTTPException():
             return _http_problem(error)
         case _:
             return Problem(title="Internal error", status=500), {}
+
+
+def _title_of(error: CaptureError) -> str:
+    if isinstance(error, PrivilegeError):
+        return "The worker lacks a privilege"
+    return "This host cannot capture"
 
 
 def _denial(
@@ -132,28 +147,15 @@ def _denial(
 def reason_of(error: Exception) -> str:
     """Return one word for the metrics: why packets were refused."""
     match error:
-        case UnauthorizedError():
-            return "unauthorized"
-        case ForbiddenError():
-            return "forbidden"
-        case MisdirectedError():
-            return "misdirected"
         case ParameterError():
             return "interface" if error.parameter == "interface" else "parameter"
-        case FilterError():
-            return "filter"
-        case NoRingError():
-            return "ring"
-        case UncoveredError():
-            return "window"
         case ExhaustedError():
             return error.resource
-        case BusyError():
-            return "busy"
-        case PrivilegeError():
-            return "privilege"
         case _:
-            return "error"
+            return next(
+                (word for kind, word in _REASONS.items() if isinstance(error, kind)),
+                "error",
+            )
 
 
 def _problem(
