@@ -1,4 +1,4 @@
-"""TLS contexts."""
+"""TLS contexts, of both sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["client_context"]
+__all__ = ["ServerContext", "client_context", "server_context"]
 
 
 def client_context(
@@ -35,16 +35,114 @@ def client_context(
         raise UsageError(f"cannot use the authorities in {ca}: {_reason(exc)}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert is not None:
-        try:
-            # An empty password makes an encrypted key an error, not a prompt.
-            context.load_cert_chain(cert, key, password="")
-        except (OSError, ssl.SSLError, ValueError) as exc:
-            files = f"{cert} with {key}" if key else f"{cert}"
-            hint = "" if key else "the private key may be in another file: --key"
-            raise UsageError(
-                f"cannot use the certificate {files}: {_reason(exc)}", hint=hint
-            ) from exc
+        _load_chain(context, cert, key)
     return context
+
+
+class ServerContext(ssl.SSLContext):
+    """A server's context whose handshakes say what to tell the client when they fail.
+
+    An ``SSLError`` of one has the attribute ``alert``: the bytes that tell the client why.
+    Event loops close a connection without sending them, and the client could only guess.
+    """
+
+    authorities: frozenset[bytes] = frozenset()
+    """The certificates (DER) that those of clients must come from, for whoever asks."""
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Begin a connection that talks through two buffers."""
+        wrapped = super().wrap_bio(
+            incoming, outgoing, server_side, server_hostname, session
+        )
+        assert isinstance(wrapped, _Alerting)  # noqa: S101 - see server_context()
+        wrapped.outgoing = outgoing
+        return wrapped
+
+
+class _Alerting(ssl.SSLObject):
+    outgoing: ssl.MemoryBIO
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as exc:
+            exc.alert = self.outgoing.read()  # type: ignore[attr-defined] # documented above
+            raise
+
+
+def server_context(
+    *,
+    cert: Path,
+    key: Path | None = None,
+    client_ca: Path | None = None,
+    crl: Path | None = None,
+) -> ServerContext:
+    """Return the context of a server, TLS 1.2 and up. Blocks.
+
+    A session is never resumed: that would pass over what was revoked since.
+
+    Args:
+        cert: PEM chain of the server's certificate.
+        key: its private key, when it is not in ``cert``.
+        client_ca: PEM file of the authorities that clients' certificates must come from;
+            without it none is asked for.
+        crl: PEM file of what these have revoked.
+
+    Raises:
+        UsageError: a file cannot be read or does not hold what it should.
+
+    """
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _Alerting
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    _load_chain(context, cert, key)
+    if client_ca is None:
+        return context
+    context.verify_mode = ssl.CERT_REQUIRED
+    _load_authorities(context, client_ca)
+    if crl is not None:
+        try:
+            context.load_verify_locations(crl)
+        except (OSError, ssl.SSLError) as exc:
+            raise UsageError(
+                f"cannot use the revocations in {crl}: {_reason(exc)}"
+            ) from exc
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    return context
+
+
+def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
+    try:
+        context.load_verify_locations(path)
+    except (OSError, ssl.SSLError) as exc:
+        raise UsageError(
+            f"cannot use the authorities in {path}: {_reason(exc)}"
+        ) from exc
+    if not context.cert_store_stats()["x509"]:
+        raise UsageError(f"cannot use the authorities in {path}: there is none")
+
+
+def _load_chain(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
+    try:
+        # An empty password makes an encrypted key an error, not a prompt.
+        context.load_cert_chain(cert, key, password="")
+    except (OSError, ssl.SSLError, ValueError) as exc:
+        files = f"{cert} with {key}" if key else f"{cert}"
+        hint = "" if key else "the private key may be in another file: --key"
+        raise UsageError(
+            f"cannot use the certificate {files}: {_reason(exc)}", hint=hint
+        ) from exc
 
 
 def _reason(exc: Exception) -> str:

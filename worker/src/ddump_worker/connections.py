@@ -31,6 +31,8 @@ from .problems import problem_response, raw_problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .identity import Client
+
 __all__ = ["HEADER_SECONDS", "Connection", "Connections", "has_vanished"]
 
 _log = logging.getLogger(__name__)
@@ -147,7 +149,7 @@ class Connections:
 class Connection(web.RequestHandler):
     """aiohttp's protocol of one connection, with the worker's own rules."""
 
-    __slots__ = ("_admitted", "_connections", "deaf", "ended")
+    __slots__ = ("_admitted", "_connections", "client", "deaf", "ended")
 
     def __init__(
         self,
@@ -167,6 +169,8 @@ class Connection(web.RequestHandler):
         )
         self._connections = connections
         self._admitted = False
+        self.client: Client | None = None
+        """Who made the request that came last, if it was admitted."""
         self.deaf = False
         """Whether what the client sends is thrown away."""
         self.ended = False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-__all__ = ["ANONYMOUS", "Client", "Identity", "IdentityKind"]
+__all__ = ["ANONYMOUS", "Client", "Identity", "IdentityKind", "peer_address"]
 
 
 class IdentityKind(enum.StrEnum):
@@ -44,16 +44,27 @@ ANONYMOUS = Identity(kind=IdentityKind.ANONYMOUS)
 class Client:
     """Who makes a request, from where, and what it showed for it.
 
-    ``address`` is ``ADDRESS:PORT`` as people write it, or ``unix``. ``certificate`` and
-    ``token_digest`` are kept to see whether they still hold when that is asked again.
+    ``address`` is ``ADDRESS:PORT`` as people write it, or ``unix``. The rest is kept to
+    see whether it still holds when that is asked again: a certificate that the proxy has
+    verified, or the worker itself, by one of ``authorities`` (each in DER); the digest
+    of a token.
     """
 
     identity: Identity
     address: str
     certificate: Certificate | None = field(default=None, repr=False)
+    authorities: frozenset[bytes] = field(default=frozenset(), repr=False)
     token_digest: bytes | None = field(default=None, repr=False)
 
     @property
     def host(self) -> str:
         """The address without its port."""
         return self.address.rpartition(":")[0] or self.address
+
+
+def peer_address(peer: object) -> str:
+    """Return the address of a socket's other side as people write it."""
+    if not isinstance(peer, tuple):
+        return "unix"
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
