@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import re
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,22 +48,53 @@ def started(command: list[str], **options) -> Iterator[subprocess.Popen]:
                     stream.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A running worker: where it listens, and what it has said so far."""
+
+    process: subprocess.Popen
+    addresses: list[str]
+    said: list[str]
+
+
 @contextlib.contextmanager
 def worker(listen: str, *options: str, host: Host | None = None) -> Iterator[str]:
-    """Start a worker, wait until it says where it listens, and yield its URL.
+    """Start a worker for anybody, wait until it listens, and yield its URL."""
+    anybody = ("--listen", listen, "--allow-anonymous", *options)
+    with running_worker(*anybody, host=host) as running:
+        yield running.addresses[0]
+
+
+@contextlib.contextmanager
+def running_worker(*options: str, host: Host | None = None) -> Iterator[Worker]:
+    """Start a worker and wait until it says where it listens.
 
     What it says later is read and must not hold a traceback.
     """
-    command = [DDUMP_WORKER, "--listen", listen, "--allow-anonymous", *options]
+    command = [DDUMP_WORKER, *options]
     if host is not None:
         command = host.command(*command)
     said: list[str] = []
+    listening: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in process.stderr:
+            said.append(line)
+            if match := re.search(r"listening on (\S+)", line):
+                listening.put(match[1])
+        listening.put(None)
+
     with started(command, stderr=subprocess.PIPE, text=True) as process:
-        url = _await_listening(process, said)
-        reader = threading.Thread(target=lambda: said.extend(process.stderr))
+        reader = threading.Thread(target=read)
         reader.start()
         try:
-            yield url
+            addresses = [
+                listening.get(timeout=START_SECONDS)
+                for _ in range(options.count("--listen"))
+            ]
+            if None in addresses:
+                raise RuntimeError(f"the worker did not start:\n{''.join(said)}")
+            yield Worker(process=process, addresses=addresses, said=said)
         finally:
             process.send_signal(signal.SIGTERM)
             reader.join(STOP_SECONDS)
@@ -70,20 +102,6 @@ def worker(listen: str, *options: str, host: Host | None = None) -> Iterator[str
             process.wait(STOP_SECONDS)
     assert "Traceback" not in "".join(said), "".join(said)
     assert process.returncode == 0, "".join(said)
-
-
-def _await_listening(process: subprocess.Popen, said: list[str]) -> str:
-    deadline = time.monotonic() + START_SECONDS
-    while select.select([process.stderr], [], [], max(0, deadline - time.monotonic()))[
-        0
-    ]:
-        line = process.stderr.readline()
-        said.append(line)
-        if match := re.search(r"listening on (http://\S+)", line):
-            return match[1]
-        if not line:
-            break
-    raise RuntimeError(f"the worker did not start:\n{''.join(said)}")
 
 
 def status(url: str) -> dict:
