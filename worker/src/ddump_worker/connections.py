@@ -2,7 +2,7 @@
 
 aiohttp's protocol closes a connection that does not bring the headers of a request
 within ``HEADER_SECONDS``, the first or a later one. Added here: a bound on their number,
-input during a capture is thrown away (so that reading is never paused, and the
+one on the time that an answer takes, input during a capture is thrown away (so that reading is never paused, and the
 client's leaving always seen), errors in the shape of all other errors, and the end of
 peers that vanish while data is under way to them.
 
@@ -12,8 +12,6 @@ living peer keeps its window shut, and people pause their terminals for longer.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import socket
 import struct
@@ -26,34 +24,41 @@ from ddump_common.answers import Problem
 from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
 from ddump_common.text import printable
 
-from .problems import problem_response, raw_problem
+from .problems import problem_response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import asyncio
+    from collections.abc import Awaitable, Callable
 
     from .identity import Client
 
-__all__ = ["HEADER_SECONDS", "Connection", "Connections", "has_vanished"]
+__all__ = [
+    "HEADER_SECONDS",
+    "Connection",
+    "Connections",
+    "has_arrived",
+    "has_vanished",
+]
 
 _log = logging.getLogger(__name__)
 
 HEADER_SECONDS = 10
 VANISHED_MS = 40_000
 """How long data may be under way to a peer that says nothing."""
+ANSWER_SECONDS = 30
+"""How long an answer that is no stream may take, with the client that takes it."""
 
 # A request line holds the longest filter with each byte as %XX, and all interfaces.
 _MAX_LINE = 3 * MAX_FILTER_BYTES + MAX_INTERFACES * 56 + 1024
 _MAX_FIELD = 8190
-# Connections over the limit get an answer; so many at once may wait for it to arrive.
-_MAX_FAREWELLS = 64
-_FAREWELL_SECONDS = 1.0
+_WRITE_BUFFER = 65536
 
 # linux/tcp.h, struct tcp_info: tcpi_retransmits, tcpi_probes; tcpi_unacked;
-# tcpi_last_ack_recv in ms.
-_TCP_INFO_BYTES = 104
+# tcpi_last_ack_recv in ms; tcpi_notsent_bytes (Linux 4.6).
+_TCP_INFO_BYTES = 148
 _COUNTERS = struct.Struct("=xxBB")
-_UNACKED = struct.Struct("=I")
-_UNACKED_OFFSET, _LAST_ACK_OFFSET = 24, 56
+_NUMBER = struct.Struct("=I")
+_UNACKED_OFFSET, _LAST_ACK_OFFSET, _NOT_SENT_OFFSET = 24, 56, 144
 
 
 def has_vanished(info: bytes, *, after_ms: int = VANISHED_MS) -> bool:
@@ -64,92 +69,115 @@ def has_vanished(info: bytes, *, after_ms: int = VANISHED_MS) -> bool:
     read answers the probes.
     """
     retransmits, probes = _COUNTERS.unpack_from(info)
-    (silent_ms,) = _UNACKED.unpack_from(info, _LAST_ACK_OFFSET)
+    (silent_ms,) = _NUMBER.unpack_from(info, _LAST_ACK_OFFSET)
     return bool(retransmits or probes) and silent_ms >= after_ms
 
 
+def has_arrived(info: bytes) -> bool:
+    """Return whether the peer of a ``struct tcp_info`` has all that was sent to it.
+
+    Then the transport holds nothing back either: the kernel would have taken it.
+    """
+    (unacknowledged,) = _NUMBER.unpack_from(info, _UNACKED_OFFSET)
+    (not_sent,) = _NUMBER.unpack_from(info, _NOT_SENT_OFFSET)
+    return not unacknowledged and not not_sent
+
+
 class Connections:
-    """All connections of clients."""
+    """All connections of clients, the oldest first."""
 
     def __init__(self, *, limit: int, vanished_ms: int = VANISHED_MS) -> None:
         self.limit = limit
         self.refused = 0
+        self.evicted = 0
         self._vanished_ms = vanished_ms
-        self._open: dict[Connection, asyncio.Transport] = {}
-        self._farewells = 0
+        self._open: dict[Connection, None] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def protocol(self, server: web.Server) -> Connection:
-        """Return the protocol of a new connection."""
-        return Connection(
-            server,
-            connections=self,
-            loop=asyncio.get_running_loop(),
-        )
+    def admit(self, connection: Connection) -> bool:
+        """Count a new connection in, if there is room for it, or room is made.
 
-    def admit(self, connection: Connection, transport: asyncio.Transport) -> bool:
-        """Count a new connection in, or turn it away."""
-        if len(self._open) < self.limit:
-            self._open[connection] = transport
-            return True
-        self.refused += 1
-        self._turn_away(transport)
-        return False
+        At the limit the oldest one that has no request under way goes: one that shakes
+        hands, has sent half a header, or is kept for a request that may come.
+        """
+        if len(self._open) >= self.limit:
+            idle = next((each for each in self._open if not each.is_busy), None)
+            if idle is None:
+                self.refused += 1
+                return False
+            self.evicted += 1
+            idle.abort()
+            self.forget(idle)
+        self._open[connection] = None
+        return True
 
-    def _turn_away(self, transport: asyncio.Transport) -> None:
-        if self._farewells >= _MAX_FAREWELLS:
-            transport.abort()
-            return
-        problem = Problem(
+    def exhausted(self) -> Problem:
+        """Return what somebody is told who was not admitted."""
+        return Problem(
             title="Too many connections",
             status=HTTPStatus.SERVICE_UNAVAILABLE,
             detail=f"all {self.limit} connections are in use",
             hint="try again later",
         )
-        transport.write(raw_problem(problem))
-        # Closed at once, a request that is still arriving would reset the
-        # connection, and the answer with it.
-        self._farewells += 1
-        asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._part, transport)
-
-    def _part(self, transport: asyncio.Transport) -> None:
-        self._farewells -= 1
-        transport.close()
 
     def forget(self, connection: Connection) -> None:
         """Count out a connection that is lost."""
         self._open.pop(connection, None)
 
     def sweep(self) -> None:
-        """Cut the connections whose peers have vanished."""
-        for transport in self._transports():
-            sock = transport.get_extra_info("socket")
-            if sock is None or sock.family == socket.AF_UNIX:
-                continue
-            with contextlib.suppress(OSError):
-                info = sock.getsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES
+        """Cut the connections whose peers have vanished, or keep what is over."""
+        for connection in list(self._open):
+            if connection.is_stuck:
+                _log.warning(
+                    "the client %s does not take its answer", connection.address
                 )
+                connection.abort()
+            elif (info := connection.tcp_info()) is not None:
                 if has_vanished(info, after_ms=self._vanished_ms):
-                    peer = transport.get_extra_info("peername")
-                    _log.warning("the client %s has vanished", peer)
-                    transport.abort()
+                    _log.warning("the client %s has vanished", connection.address)
+                    connection.abort()
+                elif connection.is_closing and has_arrived(info):
+                    connection.abort()
+
+    def revoke(self, holds: Callable[[Client], bool]) -> int:
+        """Cut the connections of clients that do not hold any more; return how many."""
+        revoked = [
+            each
+            for each in self._open
+            if each.client is not None and not holds(each.client)
+        ]
+        for connection in revoked:
+            connection.revoked = True
+            connection.abort()
+        return len(revoked)
 
     def abort(self) -> None:
         """Cut all connections."""
-        for transport in self._transports():
-            transport.abort()
-
-    def _transports(self) -> Iterator[asyncio.Transport]:
-        return iter(list(self._open.values()))
+        for connection in list(self._open):
+            connection.abort()
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's protocol of one connection, with the worker's own rules."""
+    """aiohttp's protocol of one connection, with the worker's own rules.
 
-    __slots__ = ("_admitted", "_connections", "client", "deaf", "ended")
+    It is there before its transport is: ``give_up`` ends what happens until then.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_connections",
+        "_expiry",
+        "_give_up",
+        "_lower",
+        "address",
+        "client",
+        "deadline",
+        "deaf",
+        "ended",
+        "revoked",
+    )
 
     def __init__(
         self,
@@ -157,6 +185,8 @@ class Connection(web.RequestHandler):
         *,
         connections: Connections,
         loop: asyncio.AbstractEventLoop,
+        address: str,
+        give_up: Callable[[], object],
     ) -> None:
         super().__init__(
             server,
@@ -168,30 +198,108 @@ class Connection(web.RequestHandler):
             lingering_time=0,
         )
         self._connections = connections
-        self._admitted = False
+        self._give_up = give_up
+        self._lower: asyncio.Transport | None = None  # aiohttp forgets its own early
+        self._asked: float | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self.address = address
+        """The other side, as people write it; a proxy's where there is one."""
+        self.deadline = loop.time() + HEADER_SECONDS
+        """When the first request has to be there, by the loop's clock."""
         self.client: Client | None = None
         """Who made the request that came last, if it was admitted."""
         self.deaf = False
         """Whether what the client sends is thrown away."""
         self.ended = False
         """Whether the client has closed its side, and still waits for an answer."""
+        self.revoked = False
+        """Whether it was cut because its client does not hold any more."""
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there has been a transport: from then on it ends by itself."""
+        return self._lower is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._request_in_progress or bool(self._messages)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether all was said that will be; some may be under way."""
+        return self._lower is not None and self._lower.is_closing()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether an answer, other than a stream, is not taken by the client."""
+        return (
+            self._asked is not None
+            and not self.deaf
+            and self._loop.time() - self._asked > ANSWER_SECONDS
+        )
+
+    @property
+    def _is_encrypted(self) -> bool:
+        return (
+            self._lower is not None
+            and self._lower.get_extra_info("sslcontext") is not None
+        )
+
+    def tcp_info(self) -> bytes | None:
+        """Return the kernel's ``struct tcp_info`` of it, if it is of TCP."""
+        lower = self._lower
+        sock = None if lower is None else lower.get_extra_info("socket")
+        if sock is None or sock.family == socket.AF_UNIX:
+            return None
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:  # closed meanwhile
+            return None
+        return cast("bytes", info)
+
+    def abort(self) -> None:
+        """Cut it, whatever is under way."""
+        if self._lower is None:
+            self._give_up()
+        else:
+            self._lower.abort()
+
+    def forget(self) -> None:
+        """Count it out; it is lost, or has never been one."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._connections.forget(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, or turn the client away."""
+        """Begin."""
         # Not isinstance: uvloop has transports of its own.
-        transport = cast("asyncio.Transport", transport)
-        self._admitted = self._connections.admit(self, transport)
-        if self._admitted:
-            super().connection_made(transport)
+        self._lower = cast("asyncio.Transport", transport)
+        if self._is_encrypted:
+            # As of a plain one: what a stalled client does not take is not to pile up.
+            self._lower.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self._expiry = self._loop.call_at(self.deadline, self._expire)
+        super().connection_made(transport)
+
+    def _expire(self) -> None:
+        if self._request_count == 0:
+            self.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take a part of a request."""
-        if self._admitted and not self.deaf:
+        if not self.deaf:
             super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override] # None there
-        """Answer what was asked, unless that is a capture: that client has left."""
-        self.ended = self._admitted and not self.deaf
+        """Answer what was asked, unless that is a capture: that client has left.
+
+        By TLS it has left in any case: nothing can be sent after its goodbye.
+        """
+        if self._is_encrypted:
+            if self.is_busy:
+                self._loop.call_soon(self.abort)
+            return False
+        self.ended = not self.deaf
         if self.ended:
             # aiohttp's task then waits for a request, or has one.
             self._loop.call_soon(self._end)
@@ -205,9 +313,20 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End; a handler that still runs is cancelled."""
-        self._connections.forget(self)
-        if self._admitted:
-            super().connection_lost(exc)
+        self.forget()
+        super().connection_lost(exc)
+
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        self._asked = self._loop.time()
+        try:
+            return await super()._handle_request(request, start_time, request_handler)
+        finally:
+            self._asked = None
 
     def handle_error(
         self,

@@ -1,8 +1,8 @@
 """Where the worker listens: a TCP address, or the path of a unix socket.
 
 Whoever reaches the worker reads the host's traffic. So a TCP address, loopback too,
-needs the words ``--allow-anonymous`` as long as clients show nothing that tells who
-they are, and one that is not loopback ``--allow-plaintext`` as well.
+needs clients to show certificates or tokens, or the words ``--allow-anonymous``; one that
+is not loopback needs TLS as well, or ``--allow-plaintext``.
 """
 
 from __future__ import annotations
@@ -62,8 +62,12 @@ class TcpAddress:
     port: int
 
     def __str__(self) -> str:
+        return self.url(tls=False)
+
+    def url(self, *, tls: bool) -> str:
+        """Return what clients write."""
         host = f"[{self.host}]" if self.host.version == 6 else f"{self.host}"
-        return f"http://{host}:{self.port}"
+        return f"http{'s' if tls else ''}://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,10 @@ class UnixAddress:
     path: Path
 
     def __str__(self) -> str:
+        return self.url(tls=False)
+
+    def url(self, *, tls: bool) -> str:
+        """Return what people write; a unix socket is never one of TLS."""
         return f"unix:{self.path}"
 
 

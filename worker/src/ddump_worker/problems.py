@@ -196,12 +196,17 @@ def problem_response(
 def raw_problem(problem: Problem) -> bytes:
     """Return a whole HTTP answer, for a connection that gets no other."""
     body = msgspec.json.encode(problem)
+    again = (
+        [f"Retry-After: {_RETRY_SECONDS}"]
+        if problem.status == HTTPStatus.SERVICE_UNAVAILABLE
+        else []
+    )
     lines = [
         f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}",
         *(f"{name}: {value}" for name, value in common_headers().items()),
         f"Content-Type: {MEDIA_TYPE_PROBLEM}",
         f"Content-Length: {len(body)}",
-        f"Retry-After: {_RETRY_SECONDS}",
+        *again,
         "Connection: close",
     ]
     return "\r\n".join([*lines, "", ""]).encode() + body

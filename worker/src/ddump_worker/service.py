@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from ddump_common.errors import CaptureError, FilterError, UsageError
+from ddump_common.errors import CaptureError, DdumpError, FilterError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN, LinkType
 
+from .access import Access
 from .app import create_app
 from .capabilities import keep_only_net_raw
 from .capacity import Capacity
 from .capture import Captures
 from .connections import Connections
 from .core import Core
+from .door import Door
 from .exclusion import Exclusion, Service
 from .filters import SHARE, FilterCompiler
+from .gate import Gate
 from .interfaces import interfaces
 from .listen import Listener, TcpAddress
 from .metrics import Metrics
@@ -66,13 +69,18 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     """
     # At once: who ends a worker while it starts shall see it end in order as well.
     ending = asyncio.Event()
+    hangup = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+        loop.add_signal_handler(number, ending.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
     notifier = Notifier()
     # The group is left without an exception: before Python 3.11.4 one that a task of it
     # raises leaves this one cancelled, and what follows it could not wait with a timeout.
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-        work = tasks.create_task(_work(config, stack, announce, notifier), name="work")
+        work = tasks.create_task(
+            _work(config, stack, announce, notifier, hangup), name="work"
+        )
         await ending.wait()
         _log.info("ending")
         await notifier.stopping()
@@ -84,21 +92,27 @@ async def _work(
     stack: contextlib.AsyncExitStack,
     announce: Callable[[str], None],
     notifier: Notifier,
+    hangup: asyncio.Event,
 ) -> None:
-    """Start, then look after what runs; ended by being cancelled."""
-    core = await _start(config, stack, announce)
-    await notifier.ready()
+    """Start, then look after what runs; ended by being cancelled.
+
+    With it ends what accepts connections.
+    """
     async with asyncio.TaskGroup() as tasks:
+        core = await _start(config, stack, announce, tasks)
+        await notifier.ready()
         tasks.create_task(_watch(core), name="watch")
         tasks.create_task(
             notifier.keep_alive(partial(_advances, core)), name="watchdog"
         )
+        tasks.create_task(_reload(core, hangup, notifier), name="reload")
 
 
 async def _start(
     config: Config,
     stack: contextlib.AsyncExitStack,
     announce: Callable[[str], None],
+    tasks: asyncio.TaskGroup,
 ) -> Core:
     """Return a worker that takes requests; ``stack`` ends it, also half-way."""
     _allow_files(config)
@@ -111,6 +125,8 @@ async def _start(
         listeners.append(listener)
     # Ports below 1024 and groups of files may have needed more than that.
     keep_only_net_raw()
+    # With no more rights than there will be when they are read again.
+    door = await Door.open(config)
     filters = FilterCompiler()
     await _check_exclusions(config.exclude, filters)
     exclusion = _exclusion(config, listeners)
@@ -124,7 +140,7 @@ async def _start(
             max_windows=config.max_windows,
         )
         stack.push_async_callback(recording.stop)
-    core = _core(config, exclusion, filters, recording)
+    core = _core(config, door, exclusion, filters, recording)
     stack.push_async_callback(core.captures.shutdown)
     runner = web.AppRunner(
         create_app(core),
@@ -140,10 +156,13 @@ async def _start(
         link_type=LinkType.LINUX_SLL,
         snaplen=MAX_SNAPLEN,
     )
-    servers = await _accept(runner, core, listeners)
-    stack.push_async_callback(_end, core, servers)
+    server = runner.server
+    assert server is not None  # noqa: S101 - set up before
+    stack.push_async_callback(_end, core)
+    gate = Gate(server, core.connections, context=lambda: door.context, tasks=tasks)
     for listener in listeners:
-        announce(str(listener.address))
+        gate.open(listener.socket)
+        announce(listener.address.url(tls=door.context is not None))
     return core
 
 
@@ -160,6 +179,7 @@ def _exclusion(config: Config, listeners: Sequence[Listener]) -> Exclusion:
 
 def _core(
     config: Config,
+    door: Door,
     exclusion: Exclusion,
     filters: FilterCompiler,
     recording: Recording | None,
@@ -171,6 +191,8 @@ def _core(
     connections = Connections(limit=config.max_connections)
     return Core(
         config=config,
+        door=door,
+        access=Access(config.access),
         captures=Captures(capacity=capacity, buffer_size=config.buffer_size),
         streams=streams,
         connections=connections,
@@ -211,26 +233,11 @@ async def _check_exclusion(
         ) from exc
 
 
-async def _accept(
-    runner: web.AppRunner, core: Core, listeners: Sequence[Listener]
-) -> list[asyncio.Server]:
-    server = runner.server
-    assert server is not None  # noqa: S101 - set up before
-    loop = asyncio.get_running_loop()
-    factory = lambda: core.connections.protocol(server)  # noqa: E731
-    return [
-        await (
-            loop.create_server(factory, sock=each.socket)
-            if isinstance(each.address, TcpAddress)
-            else loop.create_unix_server(factory, sock=each.socket)
-        )
-        for each in listeners
-    ]
-
-
 def _allow_files(config: Config) -> None:
     # The soft limit of open files is often 1024, for programs that use select().
     needed = config.max_connections + _FILES_PER_STREAM * config.max_streams + _FILES
+    if config.tls_cert is not None:
+        needed += config.max_connections  # one more each while they shake hands
     if config.ring_dir is not None:
         segments = config.ring_size // config.segment_size + 1
         needed += _FILES_PER_SEGMENT * segments
@@ -251,6 +258,22 @@ def _advances(core: Core) -> bool:
     return core.recording is None or core.recording.advances()
 
 
+async def _reload(core: Core, hangup: asyncio.Event, notifier: Notifier) -> None:
+    """Whenever ``hangup`` is set read the files again, and cut who does not hold."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        await notifier.reloading()
+        try:
+            await core.reload()
+        except DdumpError as exc:
+            _log.error("nothing is changed: %s", exc)
+        else:
+            revoked = core.connections.revoke(core.holds)
+            _log.info("read all files again, %d connections are revoked", revoked)
+        await notifier.ready()
+
+
 async def _watch(core: Core) -> None:
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
@@ -267,9 +290,7 @@ async def _watch(core: Core) -> None:
                 _log.warning("the counters could not be taken: %s", exc)
 
 
-async def _end(core: Core, servers: Sequence[asyncio.Server]) -> None:
-    for server in servers:
-        server.close()
+async def _end(core: Core) -> None:
     core.streams.stop()
     try:
         async with asyncio.timeout(_STREAM_GRACE_SECONDS):

@@ -1,0 +1,234 @@
+"""The gate: what happens to a connection between its beginning and its first request.
+
+Connections are accepted in plain, and counted at once, before anything is done for them.
+Those by TCP then shake hands, if the worker serves by TLS, with the context of that
+moment: what is reloaded needs no new socket. From the beginning on a connection has
+``HEADER_SECONDS`` for all of that and for the header of its first request.
+
+``loop.start_tls()`` would lose what the client has sent already (uvloop), or hand on its
+first request before the protocol knows of the connection (asyncio). So a socket becomes a
+transport only here, with TLS from the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from ddump_common.answers import Problem
+from ddump_common.text import printable
+
+from .connections import HEADER_SECONDS, Connection
+from .identity import peer_address
+from .problems import raw_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp import web
+
+    from ddump_common.tls import ServerContext
+
+    from .connections import Connections
+
+__all__ = ["Gate"]
+
+_log = logging.getLogger(__name__)
+
+_HANDSHAKE = b"\x16"  # the first byte of TLS (RFC 8446, 5.1)
+_ERROR_PAUSE_SECONDS = 0.1
+# A goodbye has to arrive: closed at once, a request that is still arriving would reset
+# the connection, and what was said with it. So many at once may take so long.
+_MAX_FAREWELLS = 64
+_FAREWELL_SECONDS = 1.0
+# How long a client may take to take the rest of an answer. By no time of ours: a plain
+# connection has none either, and Connections.sweep() ends what is over or has vanished.
+_FLUSH_SECONDS = 30 * 86400
+# What strangers can write into the log.
+_MAX_REPORTS = 30
+_REPORTS_SECONDS = 60
+
+
+class Gate:
+    """Takes connections, and makes requests of them."""
+
+    def __init__(
+        self,
+        server: web.Server,
+        connections: Connections,
+        *,
+        context: Callable[[], ServerContext | None],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Have ``server`` answer what ``connections`` admits.
+
+        ``context`` is asked at each connection by TCP; ``None`` is no TLS. All that goes
+        on here is done by ``tasks``, and ends with them.
+        """
+        self._server = server
+        self._connections = connections
+        self._context = context
+        self._tasks = tasks
+        self._reports = _Reports()
+        self._farewells = 0
+
+    def open(self, listening: socket.socket) -> None:
+        """Accept connections at a socket that listens, which remains the caller's."""
+        self._tasks.create_task(self._accept(listening), name="accept")
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, peer = await loop.sock_accept(listening)
+            except OSError as exc:  # of that connection, or nothing is free
+                self._report("a connection could not be accepted: %s", exc.strerror)
+                await asyncio.sleep(_ERROR_PAUSE_SECONDS)
+                continue
+            self._tasks.create_task(
+                self._receive(accepted, peer_address(peer)), name="connection"
+            )
+            await asyncio.sleep(0)  # a flood shall not keep the loop
+
+    async def _receive(self, accepted: socket.socket, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine has one
+        connection = Connection(
+            self._server,
+            connections=self._connections,
+            loop=loop,
+            address=address,
+            give_up=task.cancel,
+        )
+        is_unix = accepted.family == socket.AF_UNIX
+        context = None if is_unix else self._context()
+        try:
+            if not self._connections.admit(connection):
+                await self._part(accepted, raw_problem(self._connections.exhausted()))
+            elif context is None:
+                await loop.connect_accepted_socket(lambda: connection, accepted)
+            else:
+                await self._encrypt(connection, accepted, context)
+        except Exception:  # noqa: BLE001 - the top of a connection
+            _log.exception("a connection from %s failed", address)
+        finally:
+            if not connection.is_made:
+                connection.forget()
+                accepted.close()
+
+    async def _encrypt(
+        self, connection: Connection, accepted: socket.socket, context: ServerContext
+    ) -> None:
+        try:
+            async with asyncio.timeout_at(connection.deadline):
+                await _readable(accepted)
+                first = accepted.recv(1, socket.MSG_PEEK)
+                if first == _HANDSHAKE:
+                    await self._shake_hands(connection, accepted, context)
+                elif first:
+                    await self._part(accepted, raw_problem(_PLAIN))
+        except TimeoutError:
+            self._report_failure(connection, f"it took longer than {HEADER_SECONDS} s")
+        except ssl.SSLError as exc:
+            self._report_failure(connection, _reason(exc))
+        except OSError as exc:
+            self._report_failure(connection, exc.strerror or "the client left")
+
+    async def _shake_hands(
+        self, connection: Connection, accepted: socket.socket, context: ServerContext
+    ) -> None:
+        # The loop closes the socket of a handshake that fails; this one remains.
+        with accepted.dup() as spare:
+            try:
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: connection,
+                    accepted,
+                    ssl=context,
+                    ssl_handshake_timeout=2 * HEADER_SECONDS,  # ours is over before
+                    ssl_shutdown_timeout=_FLUSH_SECONDS,
+                )
+            except ssl.SSLError as exc:
+                await self._part(spare, getattr(exc, "alert", b""))
+                raise
+
+    async def _part(self, accepted: socket.socket, goodbye: bytes) -> None:
+        """Say ``goodbye``, and wait a moment until the client has heard it."""
+        if self._farewells >= _MAX_FAREWELLS:
+            return
+        self._farewells += 1
+        loop = asyncio.get_running_loop()
+        try:
+            with contextlib.suppress(OSError):  # among them, that the time is over
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await loop.sock_sendall(accepted, goodbye)
+                    accepted.shutdown(socket.SHUT_WR)
+                    while await loop.sock_recv(accepted, 65536):
+                        pass
+        finally:
+            self._farewells -= 1
+
+    def _report_failure(self, connection: Connection, reason: str) -> None:
+        self._report(
+            "the TLS handshake with %s failed: %s",
+            connection.address,
+            printable(reason),
+        )
+
+    def _report(self, text: str, *arguments: object) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._reports.allow(now):
+            if self._reports.omitted:
+                _log.warning(
+                    "%d lines like the next were left out", self._reports.omitted
+                )
+                self._reports.omitted = 0
+            _log.warning(text, *arguments)
+
+
+class _Reports:
+    """A bound on what is logged."""
+
+    def __init__(self) -> None:
+        self.omitted = 0
+        self._since = 0.0
+        self._said = 0
+
+    def allow(self, now: float) -> bool:
+        """Return whether one more may be said."""
+        if now - self._since >= _REPORTS_SECONDS:
+            self._since, self._said = now, 0
+        if self._said >= _MAX_REPORTS:
+            self.omitted += 1
+            return False
+        self._said += 1
+        return True
+
+
+_PLAIN = Problem(
+    title="This is a port of https",
+    status=HTTPStatus.BAD_REQUEST,
+    detail="the request came without TLS",
+    hint="write https:// instead of http://",
+)
+
+
+async def _readable(accepted: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(accepted, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(accepted)
+
+
+def _reason(exc: ssl.SSLError) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the client's certificate: {exc.verify_message}"
+    return (exc.reason or str(exc)).lower().replace("_", " ")
