@@ -11,6 +11,7 @@ from cryptography.x509.oid import NameOID
 
 from ddump_common.errors import UsageError
 from ddump_common.tls import client_context
+from support.certificates import Authority
 
 
 @pytest.fixture
@@ -86,3 +87,39 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
 def test_a_key_alone_is_no_use(tmp_path):
     with pytest.raises(UsageError, match="give --cert as well"):
         client_context(key=tmp_path / "key.pem")
+
+
+def test_revocations_are_looked_at(tmp_path):
+    authority = Authority(tmp_path)
+    context = client_context(ca=authority.cert, crl=authority.crl)
+    assert context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF
+    assert context.cert_store_stats()["crl"] == 1
+    assert not client_context(ca=authority.cert).verify_flags & (
+        ssl.VERIFY_CRL_CHECK_LEAF
+    )
+
+
+def test_what_is_no_list_of_revocations(tmp_path):
+    authority = Authority(tmp_path)
+    mixed = tmp_path / "mixed.pem"
+    mixed.write_bytes(authority.crl.read_bytes() + authority.cert.read_bytes())
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    for path, reason in (
+        (mixed, "there are certificates as well"),
+        (authority.cert, "there are certificates as well"),
+        (empty, "revocations in .*empty.pem: "),
+        (tmp_path / "none", "No such file"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            client_context(crl=path)
+
+
+def test_nothing_is_verified_only_when_that_is_said(tmp_path):
+    context = client_context(insecure=True)
+    assert context.verify_mode is ssl.CERT_NONE
+    assert not context.check_hostname
+    authority = Authority(tmp_path)
+    for given in ({"ca": authority.cert}, {"crl": authority.crl}):
+        with pytest.raises(UsageError, match="--insecure verifies nothing"):
+            client_context(insecure=True, **given)

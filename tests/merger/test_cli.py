@@ -78,7 +78,7 @@ def test_everything(config):
         "--duration", "1m", "-w", "out.pcap", "--format", "pcapng", "--link", "sll2",
         "--precision", "nano", "--hold", "2s", "--disorder", "5ms", "--buffer", "1MiB",
         "--timeout", "3s", "--connect-timeout", "4s", "--ca", "a", "--cert", "b",
-        "--key", "c", "-q", "http://web1", "http://web2?filter=tcp",
+        "--key", "c", "--crl", "d", "-q", "http://web1", "http://web2?filter=tcp",
         "--clock", "correct", "--no-reconnect", "--fail-fast", "--report", "r.json",
     )  # fmt: skip
     assert [t.query.filter for t in parsed.targets] == ["udp", "(tcp) and (udp)"]
@@ -96,7 +96,9 @@ def test_everything(config):
     assert (parsed.hold_ns, parsed.disorder_ns) == (2 * SECONDS, 5_000_000)
     assert (parsed.timeout_ns, parsed.connect_timeout_ns) == (3 * SECONDS, 4 * SECONDS)
     assert parsed.buffer_bytes == 1 << 20
-    assert parsed.tls == TlsFiles(ca=Path("a"), cert=Path("b"), key=Path("c"))
+    assert parsed.tls == TlsFiles(
+        ca=Path("a"), cert=Path("b"), key=Path("c"), crl=Path("d")
+    )
     assert (parsed.clock, parsed.reconnect, parsed.fail_fast, parsed.report) == (
         ClockMode.CORRECT, False, True, Path("r.json"),
     )  # fmt: skip
@@ -117,6 +119,14 @@ def test_everything(config):
 def test_long_options_with_one_dash(config, words, count, tls):
     parsed = config(*words, "http://web1")
     assert (parsed.count, parsed.tls) == (count, tls)
+
+
+@pytest.mark.parametrize("words", [[], ["-q"], ["-v"]])
+def test_insecure_is_loud(config, capsys, words):
+    assert config("http://web1").tls.insecure is False
+    assert capsys.readouterr().err == ""
+    assert config("--insecure", *words, "http://web1").tls.insecure
+    assert capsys.readouterr().err.startswith("ddump: WARNING: --insecure: no worker's")
 
 
 @pytest.mark.parametrize("output", [[], ["-w", "-"]])
@@ -311,7 +321,7 @@ def test_help_has_every_option(capsys):
         "-f, --filter", "-i, --interface", "-s, --snaplen", "-c, --count", "--duration",
         "--last", "--since", "--until", "--follow",
         "-T, --targets", "-w, --write", "--format", "--link", "--precision", "-ca, --ca",
-        "-cert, --cert", "-key, --key", "--user", "--password-file", "--token-file",
+        "-cert, --cert", "-key, --key", "--crl", "--insecure", "--user", "--password-file", "--token-file",
         "--hold", "--disorder", "--buffer", "--timeout", "--connect-timeout",
         "-q, --quiet", "-v, --verbose", "--version", "--help",
     ):  # fmt: skip

@@ -50,11 +50,27 @@ def test_what_cannot_be(words, fields, complaint):
         Config(targets=targets(*words), **fields)
 
 
-def test_a_context_only_when_something_asks_for_it(tmp_path):
+def test_tls_only_when_something_asks_for_it(tmp_path):
     files = TlsFiles()
-    assert files.context(targets("http://a")) is None
-    assert isinstance(files.context(targets("http://a", "https://b")), ssl.SSLContext)
-    given = TlsFiles(ca=Authority(tmp_path).cert)
-    assert isinstance(given.context(targets("http://a")), ssl.SSLContext)
+    assert files.trust(targets("http://a")) is None
+    trust = files.trust(targets("http://a", "https://b"))
+    assert trust.context.verify_mode is ssl.CERT_REQUIRED
+    assert trust.own is None
+    authority = Authority(tmp_path)
+    assert TlsFiles(ca=authority.cert).trust(targets("http://a")) is not None
+    assert TlsFiles(crl=authority.crl).trust(targets("http://a")) is not None
     with pytest.raises(UsageError, match="cannot use the authorities"):
-        TlsFiles(ca=tmp_path / "none").context([])
+        TlsFiles(ca=tmp_path / "none").trust([])
+
+
+def test_what_is_shown_to_workers(tmp_path):
+    pair = Authority(tmp_path).client("alice")
+    trust = TlsFiles(cert=pair.cert, key=pair.key).trust([])
+    assert trust.own.subject == "CN=alice"
+
+
+def test_nothing_is_verified(tmp_path):
+    trust = TlsFiles(insecure=True).trust(targets("https://a"))
+    assert trust.context.verify_mode is ssl.CERT_NONE
+    with pytest.raises(UsageError, match="--insecure verifies nothing"):
+        TlsFiles(insecure=True, ca=Authority(tmp_path).cert).trust([])

@@ -14,6 +14,7 @@ import uvloop
 from ddump_common.tls import client_context
 from ddump_merger.stream import fetch, open_session
 from ddump_merger.target import parse_target
+from ddump_merger.trust import Trust
 from support.certificates import Authority
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -53,7 +54,10 @@ def test_a_loop_can_be_closed_though_nobody_says_goodbye(tmp_path):
     async def ask(url):
         target = parse_target(url)
         ours = client_context(ca=authority.cert, cert=None, key=None)
-        async with open_session(ours) as session, asyncio.TaskGroup() as tasks:
+        async with (
+            open_session(Trust(context=ours)) as session,
+            asyncio.TaskGroup() as tasks,
+        ):
             for _ in range(5):
                 tasks.create_task(
                     fetch(

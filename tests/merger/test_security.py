@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
+import ssl
 
 import pytest
 
 from support.captures import Record, parse_pcap, pcap
-from support.certificates import EXPIRED, Authority
+from support.certificates import EARLY, EXPIRED, Authority, self_signed
 from support.commands import environment, run
 from support.servers import answer, capture, handshakes, serving, tls
 
@@ -48,43 +50,120 @@ async def test_the_port_is_the_same_for_https(authority, context):
     assert result.code == 3
 
 
-async def test_no_authority(context):
+async def refused(authority, context, *words):
+    """Return the one line that is said of a worker that is not trusted."""
     async with serving(capture([pcap(RECORDS)]), context=context) as server:
-        result = await run(server.url)
+        words = words or ("--ca", authority.cert)
+        result = await run("-q", *words, server.url)
     assert result.code == 3
-    assert "the certificate of 127.0.0.1 is not valid: " in result.err
-    assert "see --ca" in result.err
     assert server.requests == []
+    assert result.err.count("\n") == 1
+    return result.err.removeprefix("ddump: 127.0.0.1: ").rstrip("\n")
+
+
+async def test_no_authority(context):
+    assert await refused(None, context, "--connect-timeout", "10s") == (
+        "the certificate of 127.0.0.1 (CN=127.0.0.1) is of an unknown authority, "
+        "CN=authority (see --ca)"
+    )
 
 
 async def test_another_authority(tmp_path, context):
-    (tmp_path / "other").mkdir()
-    other = Authority(tmp_path / "other", "other")
-    async with serving(capture([pcap(RECORDS)]), context=context) as server:
-        result = await run("--ca", other.cert, server.url)
-    assert result.code == 3
-    assert "the certificate of 127.0.0.1 is not valid: " in result.err
-    assert server.requests == []
+    other = Authority(tmp_path, "other")
+    assert await refused(other, context) == (
+        "the certificate of 127.0.0.1 (CN=127.0.0.1) is of an unknown authority, "
+        "CN=authority (see --ca)"
+    )
+
+
+async def test_self_signed(authority, tmp_path):
+    context = tls(self_signed(tmp_path, "web1"))
+    assert await refused(authority, context) == (
+        "the certificate of 127.0.0.1 (CN=web1) is self-signed, and not trusted "
+        "(see --ca)"
+    )
 
 
 async def test_another_name(authority):
-    context = tls(authority.server("web1.example"))
-    async with serving(capture([pcap(RECORDS)]), context=context) as server:
-        result = await run("--ca", authority.cert, f"web1.example={server.url}")
-    assert result.code == 3
-    assert "IP address mismatch, certificate is not valid for '127.0.0.1'" in result.err
-    assert server.requests == []
+    context = tls(authority.server("web1.example", "10.0.0.1"))
+    assert await refused(authority, context) == (
+        "the certificate of 127.0.0.1 (CN=web1.example) is not for 127.0.0.1, "
+        "but for web1.example, 10.0.0.1"
+    )
 
 
 async def test_a_certificate_that_has_expired(authority):
     context = tls(authority.server("127.0.0.1", made=EXPIRED))
-    async with serving(capture([pcap(RECORDS)]), context=context) as server:
-        result = await run("--ca", authority.cert, server.url)
-    assert result.code == 3
-    assert (
-        "the certificate of 127.0.0.1 is not valid: certificate has expired"
-        in result.err
+    said = await refused(authority, context)
+    assert re.fullmatch(
+        r"the certificate of 127\.0\.0\.1 \(CN=127\.0\.0\.1\) has expired: "
+        r"it was valid until 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ",
+        said,
     )
+
+
+async def test_a_certificate_that_is_not_valid_yet(authority):
+    context = tls(authority.server("127.0.0.1", made=EARLY))
+    said = await refused(authority, context)
+    assert re.fullmatch(
+        r"the certificate of 127\.0\.0\.1 \(CN=127\.0\.0\.1\) is not valid before "
+        r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ \(is a clock wrong\?\)",
+        said,
+    )
+
+
+async def test_a_certificate_that_is_revoked(authority):
+    pair = authority.server("127.0.0.1")
+    words = "--ca", authority.cert, "--crl", authority.crl
+    async with serving(capture([pcap(RECORDS)]), context=tls(pair)) as server:
+        result = await run(*words, server.url)
+    assert result.code == 0
+    assert parse_pcap(result.out) == RECORDS
+    authority.revoke(pair)
+    assert await refused(authority, tls(pair), *words) == (
+        "the certificate of 127.0.0.1 (CN=127.0.0.1) is revoked"
+    )
+
+
+async def test_an_authority_without_a_list(authority, tmp_path, context):
+    """A list that cannot be looked at does not mean that nothing is revoked."""
+    other = Authority(tmp_path, "other")
+    words = "--ca", authority.cert, "--crl", other.crl
+    assert await refused(authority, context, *words) == (
+        "the certificate of 127.0.0.1 (CN=127.0.0.1) is of an authority, CN=authority, "
+        "that has no list in --crl"
+    )
+
+
+async def test_a_certificate_of_a_client(authority):
+    context = tls(authority.client("alice"))
+    assert await refused(authority, context) == (
+        "the certificate of 127.0.0.1 (CN=alice) is not one for a server"
+    )
+
+
+async def test_a_hostile_certificate_is_no_command_for_a_terminal(tmp_path, authority):
+    context = tls(self_signed(tmp_path, "a\x1b[2J\nddump: ok"))
+    said = await refused(authority, context)
+    assert "\\x1b[2J" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("words", [[], ["-q"]])
+async def test_insecure(tmp_path, words):
+    """It works with whatever certificate, and says what that means, every time."""
+    context = tls(self_signed(tmp_path, "web1"))
+    async with serving(capture([pcap(RECORDS)]), context=context) as server:
+        result = await run("--insecure", *words, server.url)
+    assert result.code == 0
+    assert parse_pcap(result.out) == RECORDS
+    assert result.err.startswith("ddump: WARNING: --insecure: no worker's certificate")
+
+
+async def test_insecure_and_an_authority(authority):
+    result = await run("--insecure", "--ca", authority.cert, "https://127.0.0.1:1")
+    assert result.code == 2
+    assert "--insecure verifies nothing (give it without --ca" in result.err
 
 
 @pytest.mark.parametrize("options", [("--cert", "--key"), ("-cert", "-key")])
@@ -105,27 +184,77 @@ async def test_a_client_certificate(authority, options):
     assert parse_pcap(result.out) == RECORDS
 
 
-async def test_a_client_certificate_that_is_missing(authority):
-    with handshakes(
-        tls(authority.server("127.0.0.1"), client_authority=authority)
-    ) as port:
-        result = await run("--ca", authority.cert, f"https://127.0.0.1:{port}")
-    assert result.code == 3
-    assert "certificate required (does it want a client's certificate?" in result.err
-
-
-async def test_a_client_certificate_of_another_authority(authority, tmp_path):
-    (tmp_path / "other").mkdir()
-    pair = Authority(tmp_path / "other", "other").client("alice")
-    with handshakes(
-        tls(authority.server("127.0.0.1"), client_authority=authority)
-    ) as port:
+async def shown(authority, pair, *, version=ssl.TLSVersion.TLSv1_3):
+    """Return the one line that is said when a server does not take a certificate."""
+    context = tls(authority.server("127.0.0.1"), client_authority=authority)
+    context.maximum_version = version
+    context.load_verify_locations(authority.crl)
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    words = [] if pair is None else ["--cert", pair.cert, "--key", pair.key]
+    with handshakes(context) as port:
         result = await run(
-            "--ca", authority.cert, "--cert", pair.cert, "--key", pair.key,
-            f"https://127.0.0.1:{port}",
-        )  # fmt: skip
+            "-q", "--ca", authority.cert, *words, f"https://127.0.0.1:{port}"
+        )
     assert result.code == 3
-    assert "ddump: 127.0.0.1: TLS: tlsv1 alert unknown ca" in result.err
+    assert result.err.count("\n") == 1
+    return result.err.removeprefix("ddump: 127.0.0.1: ").rstrip("\n")
+
+
+async def test_a_client_certificate_that_is_missing(authority):
+    assert await shown(authority, None) == (
+        "it wants a client's certificate (see --cert and --key)"
+    )
+    # Before TLS 1.3 there was no word for it.
+    assert await shown(authority, None, version=ssl.TLSVersion.TLSv1_2) == (
+        "TLS: handshake failure (does it want a client's certificate? see --cert)"
+    )
+
+
+VERSIONS = pytest.mark.parametrize(
+    "version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+)
+
+
+@VERSIONS
+async def test_a_client_certificate_of_another_authority(authority, tmp_path, version):
+    pair = Authority(tmp_path, "other").client("alice")
+    assert await shown(authority, pair, version=version) == (
+        "it does not take my certificate (CN=alice): it does not know its authority, "
+        "CN=other"
+    )
+
+
+@VERSIONS
+async def test_a_client_certificate_that_has_expired(authority, version):
+    pair = authority.client("alice", made=EXPIRED)
+    said = await shown(authority, pair, version=version)
+    assert said.startswith(
+        "it does not take my certificate (CN=alice): it has expired, it was valid until "
+        "20"
+    )
+
+
+@VERSIONS
+async def test_a_client_certificate_that_is_not_valid_yet(authority, version):
+    pair = authority.client("alice", made=EARLY)
+    said = await shown(authority, pair, version=version)
+    assert said.startswith(
+        "it does not take my certificate (CN=alice): it is not valid before 20"
+    )
+
+
+@VERSIONS
+async def test_a_client_certificate_that_is_revoked(authority, version):
+    pair = authority.client("alice")
+    authority.revoke(pair)
+    assert await shown(authority, pair, version=version) == (
+        "it does not take my certificate (CN=alice): it is revoked"
+    )
+
+
+async def test_a_server_s_certificate_as_a_client_s(authority):
+    said = await shown(authority, authority.server("web1"))
+    assert said.startswith("it does not take my certificate (CN=web1)")
 
 
 async def test_a_server_that_closes_and_says_nothing(authority):

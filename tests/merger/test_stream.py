@@ -13,11 +13,17 @@ import time
 import aiohttp
 import pytest
 
-from ddump_common.errors import BrokenStreamError, RefusedError, UnreachableError
+from ddump_common.errors import (
+    BrokenStreamError,
+    RefusedError,
+    UnreachableError,
+    UntrustedError,
+)
 from ddump_merger.credentials import Keyring
 from ddump_merger.failure import _told_parser, explain
 from ddump_merger.stream import HttpSource, fetch, open_session
 from ddump_merger.target import parse_target
+from ddump_merger.trust import Trust
 from support.certificates import Authority
 from support.servers import answer, capture, refusing_port, serving, tls
 
@@ -26,7 +32,8 @@ SECOND = 1_000_000_000
 
 @contextlib.asynccontextmanager
 async def source(url, *, context=None, timeout_ns=5 * SECOND):
-    async with open_session(context) as session:
+    trust = None if context is None else Trust(context=context)
+    async with open_session(trust) as session:
         target = parse_target(url, keyring=Keyring())
         source = HttpSource(target, session, connect_timeout_ns=timeout_ns)
         try:
@@ -398,9 +405,12 @@ async def test_a_certificate(tmp_path):
             await one.open()
             assert await read_all(one) == b"abc"
         async with source(server.url, context=ssl.create_default_context()) as one:
-            with pytest.raises(UnreachableError) as caught:
+            with pytest.raises(UntrustedError) as caught:
                 await one.open()
-    assert "127.0.0.1 is not valid: unable to get local issuer" in str(caught.value)
+    assert caught.value.message == (
+        "the certificate of 127.0.0.1 (CN=127.0.0.1) is of an unknown authority, "
+        "CN=authority"
+    )
     assert caught.value.hint == "see --ca"
 
 
@@ -429,7 +439,7 @@ def test_a_cause_may_be_of_tls():
     exc.__cause__ = ssl.SSLError(1, "y")
     exc.__cause__.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
     reason, hint = explain(exc, parse_target("https://h"))
-    assert reason == "TLS: tlsv13 alert certificate required"
+    assert reason == "it wants a client's certificate"
     assert "--cert" in hint
 
 

@@ -14,8 +14,10 @@
     │   └── TruncatedError        the capture ends in the middle of something
     ├── PeerError                 the other side, or the way to it
     │   ├── UnreachableError      no connection, or no answer in time
+    │   ├── UntrustedError        one side does not take the other's certificate
     │   ├── RefusedError          an answer that is not a capture
-    │   └── BrokenStreamError     the capture ended without its proper end
+    │   ├── BrokenStreamError     the capture ended without its proper end
+    │   └── CappedStreamError     the worker's rules ended it before its end
     └── OutputError               the result cannot be written
 
 Attributes come first, the text is made of them in ``__str__``; ``hint`` says what
@@ -29,6 +31,7 @@ import enum
 __all__ = [
     "BadMagicError",
     "BrokenStreamError",
+    "CappedStreamError",
     "CaptureError",
     "CorruptError",
     "DdumpError",
@@ -42,6 +45,7 @@ __all__ = [
     "RefusedError",
     "TruncatedError",
     "UnreachableError",
+    "UntrustedError",
     "UsageError",
 ]
 
@@ -137,6 +141,10 @@ class UnreachableError(PeerError):
     """No connection, or no answer in time."""
 
 
+class UntrustedError(PeerError):
+    """One side does not take the other's certificate: asking again is of no use."""
+
+
 class RefusedError(PeerError):
     """The other side answered, but not with a capture.
 
@@ -153,6 +161,10 @@ class RefusedError(PeerError):
 
 class BrokenStreamError(PeerError):
     """The connection ended without the capture's proper end."""
+
+
+class CappedStreamError(PeerError):
+    """The capture ended in order, but before its end: a limit of the worker's rules."""
 
 
 class OutputError(DdumpError):

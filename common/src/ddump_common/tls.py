@@ -14,26 +14,44 @@ __all__ = ["ServerContext", "client_context", "server_context"]
 
 
 def client_context(
-    *, ca: Path | None = None, cert: Path | None = None, key: Path | None = None
+    *,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+    crl: Path | None = None,
+    insecure: bool = False,
 ) -> ssl.SSLContext:
-    """Return a context that verifies the server's chain and name, TLS 1.2 and up.
+    """Return a context that verifies the server's chain and name, TLS 1.2 and up. Blocks.
 
     Args:
         ca: PEM file of the authorities to trust instead of the system's.
         cert: PEM chain of the client's own certificate.
         key: its private key, when it is not in ``cert``.
+        crl: PEM file of what the authorities have revoked; a server whose authority has
+            no list in it is not trusted.
+        insecure: verify nothing.
 
     Raises:
-        UsageError: a file cannot be read or does not hold what it should.
+        UsageError: a file cannot be read or does not hold what it should; or it is not
+            used, as nothing is verified.
 
     """
     if key is not None and cert is None:
         raise UsageError("a key without a certificate", hint="give --cert as well")
+    if insecure and not (ca is crl is None):
+        raise UsageError(
+            "--insecure verifies nothing", hint="give it without --ca and --crl"
+        )
     try:
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as exc:
         raise UsageError(f"cannot use the authorities in {ca}: {_reason(exc)}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if crl is not None:
+        _load_revocations(context, crl)
     if cert is not None:
         _load_chain(context, cert, key)
     return context
@@ -112,13 +130,7 @@ def server_context(
     context.verify_mode = ssl.CERT_REQUIRED
     _load_authorities(context, client_ca)
     if crl is not None:
-        try:
-            context.load_verify_locations(crl)
-        except (OSError, ssl.SSLError) as exc:
-            raise UsageError(
-                f"cannot use the revocations in {crl}: {_reason(exc)}"
-            ) from exc
-        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        _load_revocations(context, crl)
     return context
 
 
@@ -131,6 +143,26 @@ def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
         ) from exc
     if not context.cert_store_stats()["x509"]:
         raise UsageError(f"cannot use the authorities in {path}: there is none")
+
+
+def _load_revocations(context: ssl.SSLContext, path: Path) -> None:
+    """Have the other side's certificate be on no list of revocations."""
+    before = context.cert_store_stats()
+    try:
+        context.load_verify_locations(path)
+    except (OSError, ssl.SSLError) as exc:
+        raise UsageError(
+            f"cannot use the revocations in {path}: {_reason(exc)}"
+        ) from exc
+    after = context.cert_store_stats()
+    if after["x509"] != before["x509"]:
+        # OpenSSL has one store for all, and would trust them.
+        raise UsageError(
+            f"cannot use the revocations in {path}: there are certificates as well"
+        )
+    if after["crl"] == before["crl"]:
+        raise UsageError(f"cannot use the revocations in {path}: there are none")
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
 
 
 def _load_chain(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:

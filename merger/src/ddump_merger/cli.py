@@ -51,6 +51,10 @@ Exit status:
 "ddump status TARGET..." asks workers for their state, "ddump segments TARGET..." for
 what their rings hold; "ddump pki" makes certificates. Each has its own --help.
 """
+_INSECURE = (
+    "WARNING: --insecure: no worker's certificate is verified: whoever is on the way can "
+    "read and alter all, and take your credentials"
+)
 _STATUS_EPILOG = """\b
 Exit status:
   0  all answered, also those that keep no ring
@@ -441,7 +445,16 @@ def _keyring(options: dict[str, Any]) -> Keyring:
 
 
 def _tls_files(options: dict[str, Any]) -> TlsFiles:
-    return TlsFiles(ca=options["ca"], cert=options["cert"], key=options["key"])
+    if options["insecure"]:
+        # Also for who wants to hear nothing but errors: it is one, unless it is meant.
+        say(f"ddump: {_INSECURE}")
+    return TlsFiles(
+        ca=options["ca"],
+        cert=options["cert"],
+        key=options["key"],
+        crl=options["crl"],
+        insecure=options["insecure"],
+    )
 
 
 class _Stderr(logging.Handler):

@@ -10,10 +10,11 @@ from ddump_common.errors import UsageError
 from ddump_common.tls import client_context
 from ddump_common.units import MEBIBYTES, MILLISECONDS, SECONDS
 
+from .certificate import Certificate
 from .target import FileTarget, HttpTarget, Target
+from .trust import Trust
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable
     from pathlib import Path
 
@@ -43,13 +44,19 @@ class ClockMode(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """PEM files: the authorities to trust, the client's certificate and its key."""
+    """PEM files: the authorities to trust, the client's certificate and its key.
+
+    ``crl`` is what the authorities have revoked. Or else nothing is verified, and it is
+    ``insecure``.
+    """
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    crl: Path | None = None
+    insecure: bool = False
 
-    def context(self, targets: Iterable[HttpTarget]) -> ssl.SSLContext | None:
+    def trust(self, targets: Iterable[HttpTarget]) -> Trust | None:
         """Return what to speak TLS with; ``None`` when nothing asks for it.
 
         Files that are given are read in any case: a mistake in them is to be told.
@@ -58,10 +65,18 @@ class TlsFiles:
             UsageError: a file cannot be used.
 
         """
-        given = self.ca or self.cert or self.key
+        given = self.ca or self.cert or self.key or self.crl
         if not given and all(target.scheme != "https" for target in targets):
             return None
-        return client_context(ca=self.ca, cert=self.cert, key=self.key)
+        context = client_context(
+            ca=self.ca,
+            cert=self.cert,
+            key=self.key,
+            crl=self.crl,
+            insecure=self.insecure,
+        )
+        own = None if self.cert is None else Certificate.read(self.cert)
+        return Trust(context=context, own=own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
+    from .certificate import Certificate
+
 __all__ = ["Connector"]
 
 # An aborted connection is gone by the loop's next turn.
@@ -25,8 +27,12 @@ _PATIENCE_SECONDS = 1.0
 
 
 class Connector(aiohttp.TCPConnector):
-    """Makes connections, and knows which of them are not gone."""
+    """Makes connections, and knows which of them are not gone.
 
+    ``own`` is the certificate that is shown to servers, if there is one.
+    """
+
+    own: Certificate | None = None
     _living: tuple[tuple[asyncio.Transport, asyncio.Future[None]], ...] = ()
 
     async def connect(

@@ -8,21 +8,36 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
 
-from ddump_common.errors import UnreachableError
+from ddump_common.errors import PeerError, UnreachableError, UntrustedError
 from ddump_common.text import printable
+from ddump_common.timespec import format_time
 from ddump_common.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .certificate import Certificate
     from .target import HttpTarget
 
 __all__ = ["explain", "map_exceptions", "one_line"]
+
+# The alerts by which a server refuses a client's certificate, and what they mean.
+_REFUSED = {
+    "unknown ca": "it does not know its authority, {0.issuer}",
+    "certificate expired": "it has expired",
+    "certificate revoked": "it is revoked",
+    "bad certificate": "",
+    "certificate unknown": "",
+    "unsupported certificate": "it is not one for a client",
+}
+_REQUIRED = "certificate required"
+_ALERT = re.compile("(?:sslv3|tlsv1|tlsv13) alert (.*)")
 
 # What aiohttp's parsers say, with Python's way to write what they read.
 _TOO_LONG = re.compile(r"Got more than ([0-9]+) bytes")
@@ -30,25 +45,36 @@ _QUOTED_BYTES = re.compile(r"""['"]?\bb['"].*""", re.DOTALL)
 
 
 @contextmanager
-def map_exceptions(target: HttpTarget, *, timeout_ns: int) -> Iterator[None]:
-    """Turn what the HTTP library and the system raise into ``UnreachableError``."""
+def map_exceptions(
+    target: HttpTarget, *, timeout_ns: int, own: Certificate | None = None
+) -> Iterator[None]:
+    """Turn what the HTTP library and the system raise into errors of ours.
+
+    ``own`` is the certificate that the target was shown.
+
+    Raises:
+        UntrustedError: it does not take that, or wants one.
+        UnreachableError: anything else.
+
+    """
     try:
         yield
     except TimeoutError as exc:
-        reason, hint = explain(exc, target)
+        reason, hint = explain(exc, target, own)
         if exc.errno is None:  # our own deadline, not the system's
             reason = f"no answer within {format_duration(timeout_ns)}"
         raise UnreachableError(reason, hint=hint) from exc
     except (aiohttp.ClientError, OSError, ValueError) as exc:
-        reason, hint = explain(exc, target)
-        raise UnreachableError(reason, hint=hint) from exc
+        reason, hint = explain(exc, target, own)
+        kind: type[PeerError] = UntrustedError if _is_refusal(exc) else UnreachableError
+        raise kind(reason, hint=hint) from exc
 
 
-def explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
+def explain(
+    exc: BaseException, target: HttpTarget, own: Certificate | None = None
+) -> tuple[str, str]:
     """Return what is wrong, and what may help."""
     match exc:
-        case aiohttp.ClientConnectorCertificateError():
-            return _explain_certificate(exc.certificate_error, target)
         case aiohttp.ClientConnectorDNSError():
             return f"cannot look up {target.host}: {exc.os_error.strerror}", ""
         case aiohttp.ClientResponseError() | aiohttp.http.HttpProcessingError():
@@ -56,17 +82,13 @@ def explain(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
         case aiohttp.ClientPayloadError():
             return "the connection ended before the stream did", ""
         case aiohttp.ServerDisconnectedError():
-            hint = (
-                "does it want https?"
-                if target.scheme == "http"
-                else "does it want a client's certificate? see --cert"
-            )
+            hint = "does it want https?" if target.scheme == "http" else _doubt(own)
             return "the connection was closed without an answer", hint
         case _:
             pass
     tls = _tls_error(exc)
     if tls is not None:
-        return _explain_tls(tls)
+        return _explain_tls(tls, own)
     if isinstance(exc, OSError) and exc.errno is not None:
         number = exc.errno
         # Some layers make a text of their own: the system's is the shortest.
@@ -93,19 +115,53 @@ def _tls_error(exc: BaseException | None) -> ssl.SSLError | None:
     return None
 
 
-def _explain_certificate(exc: BaseException, target: HttpTarget) -> tuple[str, str]:
-    reason = getattr(exc, "verify_message", "") or str(exc)
-    hint = "see --ca" if "issuer" in reason or "self-signed" in reason else ""
-    return f"the certificate of {target.host} is not valid: {one_line(reason)}", hint
+def _alert(exc: BaseException) -> str:
+    """Return what the other side's alert says; empty when there is none."""
+    tls = _tls_error(exc)
+    found = None if tls is None else _ALERT.fullmatch(_reason(tls))
+    return "" if found is None else found[1]
 
 
-def _explain_tls(exc: ssl.SSLError) -> tuple[str, str]:
-    reason = (getattr(exc, "reason", None) or str(exc)).replace("_", " ").lower()
-    if "certificate required" in reason or "handshake failure" in reason:
-        return f"TLS: {reason}", "does it want a client's certificate? see --cert"
+def _is_refusal(exc: BaseException) -> bool:
+    alert = _alert(exc)
+    return alert == _REQUIRED or alert in _REFUSED
+
+
+def _explain_tls(exc: ssl.SSLError, own: Certificate | None) -> tuple[str, str]:
+    reason, alert = _reason(exc), _alert(exc)
+    if alert == _REQUIRED:
+        return "it wants a client's certificate", "see --cert and --key"
+    if alert in _REFUSED and own is not None:
+        return _explain_refusal(alert, own), ""
+    if alert == "handshake failure":
+        return f"TLS: {alert}", _doubt(own)
     if "wrong version number" in reason or "record layer failure" in reason:
         return f"TLS: {reason}", "the server may not speak https"
     return f"TLS: {one_line(reason)}", ""
+
+
+def _reason(exc: ssl.SSLError) -> str:
+    return (getattr(exc, "reason", None) or str(exc)).replace("_", " ").lower()
+
+
+def _explain_refusal(alert: str, own: Certificate) -> str:
+    """Return why a server does not take our certificate, as far as it says.
+
+    There is no alert for one that is not valid yet: our own clock knows.
+    """
+    why = _REFUSED[alert].format(own)
+    if alert == "certificate expired":
+        why += f", it was valid until {format_time(own.end_ns)}"
+    elif not why and own.begin_ns > time.time_ns():
+        why = f"it is not valid before {format_time(own.begin_ns)}"
+    return f"it does not take my certificate ({own.subject})" + (why and f": {why}")
+
+
+def _doubt(own: Certificate | None) -> str:
+    """Return what may be the matter with a server that does not say what is."""
+    if own is None:
+        return "does it want a client's certificate? see --cert"
+    return f"does it take my certificate, {own.subject}?"
 
 
 def one_line(text: str) -> str:

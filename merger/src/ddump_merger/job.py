@@ -35,7 +35,6 @@ from .summary import exit_code, summary_lines
 from .target import HttpTarget
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
     from .config import Config
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from .reconnect import Peer
     from .source import Source
     from .target import FileTarget
+    from .trust import Trust
 
 # Read from files at a time, all together and for each: large enough that what a read
 # costs does not count, small enough for hundreds of files.
@@ -71,14 +71,14 @@ def _prepare(config: Config, reporter: Reporter) -> ExitCode:
     keep_freed_memory()
     precision = config.precision or _finest_precision(config)
     _raise_descriptor_limit(len(config.targets) * 2 + _SPARE_DESCRIPTORS)
-    context = config.tls.context(config.http_targets)
+    trust = config.tls.trust(config.http_targets)
     with Output(config.output) as output:
         _check_not_input(config, output, reporter)
         _import_parts(config)
         # What is imported by now stays: not to be searched for garbage again and again.
         gc.freeze()
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(_run(config, output, precision, context, reporter))
+            return runner.run(_run(config, output, precision, trust, reporter))
 
 
 def _import_parts(config: Config) -> None:
@@ -93,7 +93,7 @@ async def _run(
     config: Config,
     output: Output,
     precision: Precision,
-    context: ssl.SSLContext | None,
+    trust: Trust | None,
     reporter: Reporter,
 ) -> ExitCode:
     async with AsyncExitStack() as stack:
@@ -105,7 +105,7 @@ async def _run(
             per_interface=config.pcapng and config.link is Link.SLL2,
             max_packets=config.count,
         )
-        lanes, peers = await _open_lanes(config, merge, context, stack)
+        lanes, peers = await _open_lanes(config, merge, trust, stack)
         reporter.watch(lanes, merge.counters)
         sink = Sink(output)
         header = OutputHeader(pcapng=config.pcapng, precision=precision)
@@ -125,7 +125,7 @@ async def _run(
 
 
 async def _open_lanes(
-    config: Config, merge: Merge, context: ssl.SSLContext | None, stack: AsyncExitStack
+    config: Config, merge: Merge, trust: Trust | None, stack: AsyncExitStack
 ) -> tuple[list[Lane], dict[int, Peer]]:
     """Return a lane per target, in their order, and those workers that there are.
 
@@ -141,7 +141,7 @@ async def _open_lanes(
         from .peer import HttpPeer
         from .stream import open_session
 
-        session = await stack.enter_async_context(open_session(context))
+        session = await stack.enter_async_context(open_session(trust))
         for worker in config.http_targets:
             peer = HttpPeer(
                 worker, session, connect_timeout_ns=config.connect_timeout_ns

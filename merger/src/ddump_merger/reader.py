@@ -11,7 +11,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from ddump_common.errors import BrokenStreamError, DdumpError, FormatError
+from ddump_common.errors import (
+    BrokenStreamError,
+    CappedStreamError,
+    DdumpError,
+    FormatError,
+)
 from ddump_common.note import EndReason
 from ddump_common.units import SECONDS, format_duration
 
@@ -197,6 +202,10 @@ class Reader:
                     raise BrokenStreamError("it ended without its worker saying why")
                 case EndReason.SHUTDOWN:
                     raise BrokenStreamError("its worker shut down")
+                case EndReason.CAP:
+                    raise CappedStreamError(
+                        "its worker ended it: a limit of its rules was reached"
+                    )
                 case _:
                     pass
         self._merge.receive_eof(lane.index)

@@ -49,6 +49,9 @@ _TRANSIENT = frozenset(
     }
 )
 
+# A rule's limit of streams is reached: so is it until what broke is noticed there.
+_BUSY = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.FORBIDDEN})
+
 # A ring that looks through its past for longer says with its answer what it lacks.
 _LONGEST_ADOPTION_NS = 15 * SECONDS
 _ADOPTION_PAUSE_NS = 500 * MILLISECONDS
@@ -165,7 +168,7 @@ class Reconnect:
                 logger.info("%s: %s", lane.name, exc)
                 asked_ns = 0
             except RefusedError as exc:
-                if exc.status not in _TRANSIENT:
+                if not _passes(exc):
                     raise
                 logger.info("%s: %s", lane.name, exc)
                 asked_ns = exc.retry_after_ns
@@ -245,10 +248,16 @@ class Reconnect:
             await source.open()
         except RefusedError as exc:
             # A worker is busy with other windows: its stream goes on without.
-            busy = exc.status == HTTPStatus.SERVICE_UNAVAILABLE
-            if exc.status in _TRANSIENT and not busy:
+            busy = _passes(exc) and exc.status in _BUSY
+            if _passes(exc) and not busy:
                 raise
             logger.warning("%s: its ring: %s", self._lane.name, exc)
             self._ring_fails = not busy
             return None
         return source
+
+
+def _passes(exc: RefusedError) -> bool:
+    """Whether it is worth to ask again; who may not for now is told when."""
+    forbidden = exc.status == HTTPStatus.FORBIDDEN
+    return exc.status in _TRANSIENT or (forbidden and exc.retry_after_ns > 0)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_type", "media_type", "refusal", "window_header"]
 
+# By what a server asks for it (RFC 7617, RFC 6750); a certificate it cannot ask for.
+_OPTIONS = {"basic": "--user", "bearer": "--token-file"}
+
 # What servers call a capture. A server without a table of types sends none or octets.
 _CAPTURE_TYPES = {MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG, "application/octet-stream", ""}
 
@@ -81,6 +84,7 @@ def refusal(
             status=status,
             hint="name that URL instead, if it is trusted",
         )
+    hint = _hint(response, target)
     problem = _problem(response, body)
     if problem is not None:
         parts = [problem.title, problem.detail]
@@ -90,20 +94,32 @@ def refusal(
         return RefusedError(
             f"{status}: {text or reason}",
             status=status,
-            hint=one_line(problem.hint),
+            hint=one_line(problem.hint) or hint,
             retry_after_ns=retry_after_ns,
         )
-    hints = {
-        401: "see --user and --token-file",
-        403: "the credentials are not enough",
-        404: "is the path right? a worker has /capture and /ring",
-    }
-    return RefusedError(
-        reason,
-        status=status,
-        hint=hints.get(status, ""),
-        retry_after_ns=retry_after_ns,
-    )
+    return RefusedError(reason, status=status, hint=hint, retry_after_ns=retry_after_ns)
+
+
+def _hint(response: aiohttp.ClientResponse, target: HttpTarget) -> str:
+    """Return what may help, when the server does not say it."""
+    match response.status:
+        case HTTPStatus.UNAUTHORIZED if target.authorization is not None:
+            basic = target.authorization.header.startswith("Basic ")
+            return f"is the {'password' if basic else 'token'} right?"
+        case HTTPStatus.UNAUTHORIZED:
+            asked = " ".join(response.headers.getall("WWW-Authenticate", [])).lower()
+            options = [
+                option
+                for scheme, option in _OPTIONS.items()
+                if scheme in asked or not asked
+            ]
+            return f"see {' and '.join(options)}" if options else ""
+        case HTTPStatus.FORBIDDEN:
+            return "the credentials are not enough"
+        case HTTPStatus.NOT_FOUND:
+            return "is the path right? a worker has /capture and /ring"
+        case _:
+            return ""
 
 
 def _retry_after_ns(response: aiohttp.ClientResponse) -> int:

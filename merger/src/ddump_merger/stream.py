@@ -12,6 +12,8 @@ import asyncio
 import logging
 import re
 import socket
+import ssl
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ from ddump_common.api import (
 from ddump_common.errors import (
     BrokenStreamError,
     RefusedError,
+    UntrustedError,
     UsageError,
 )
 from ddump_common.units import SECONDS
@@ -35,18 +38,19 @@ from ddump_common.window import WindowReport
 
 from . import __version__
 from .connector import Connector
+from .distrust import presented, why_not_trusted
 from .failure import explain, map_exceptions, one_line
 from .refusal import check_type, media_type, refusal, window_header
 from .resolver import Resolver
 from .skew import Stopwatch, tracing
 
 if TYPE_CHECKING:
-    import ssl
-
     from aiohttp import AddrInfoType
 
+    from .certificate import Certificate
     from .skew import Skew
     from .target import HttpTarget
+    from .trust import Trust
 
 __all__ = ["HttpSource", "fetch", "open_session"]
 
@@ -69,21 +73,23 @@ _READ_BUFFER_BYTES = 256 * 1024
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
-def open_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
+def open_session(trust: Trust | None) -> aiohttp.ClientSession:
     """Return a session without aiohttp's own limits on connections and time.
 
     Args:
-        context: for https targets; ``None`` when there are none.
+        trust: for https targets; ``None`` when there are none.
 
     """
+    connector = Connector(
+        limit=0,
+        force_close=True,
+        ssl=True if trust is None else trust.context,
+        resolver=Resolver(),
+        socket_factory=_socket,
+    )
+    connector.own = None if trust is None else trust.own
     return aiohttp.ClientSession(
-        connector=Connector(
-            limit=0,
-            force_close=True,
-            ssl=True if context is None else context,
-            resolver=Resolver(),
-            socket_factory=_socket,
-        ),
+        connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -135,6 +141,7 @@ class HttpSource:
 
         Raises:
             UnreachableError: no connection, or no answer within the connect timeout.
+            UntrustedError: one side does not take the other's certificate.
             RefusedError: the answer is not a capture.
 
         """
@@ -181,7 +188,7 @@ class HttpSource:
         if data:
             return data
         exc = content.exception() or aiohttp.ServerDisconnectedError()
-        reason, hint = explain(exc, self.target)
+        reason, hint = explain(exc, self.target, _own(self.session))
         raise BrokenStreamError(reason, hint=hint) from exc
 
     def arrived(self) -> bytes:
@@ -269,7 +276,7 @@ async def fetch(
     """
     response = await _get(target, url, session, accept=accept, timeout_ns=timeout_ns)
     try:
-        with map_exceptions(target, timeout_ns=timeout_ns):
+        with map_exceptions(target, timeout_ns=timeout_ns, own=_own(session)):
             async with asyncio.timeout(timeout_ns / SECONDS):
                 data = await _read_up_to(response, max_bytes + 1)
     finally:
@@ -292,14 +299,17 @@ async def _get(
     headers = {"Accept": accept}
     if target.authorization is not None:
         headers["Authorization"] = target.authorization.header
-    with map_exceptions(target, timeout_ns=timeout_ns):
+    with map_exceptions(target, timeout_ns=timeout_ns, own=_own(session)):
         async with asyncio.timeout(timeout_ns / SECONDS):
-            response = await session.get(
-                URL(url, encoded=True),
-                headers=headers,
-                allow_redirects=False,
-                trace_request_ctx=stopwatch,
-            )
+            try:
+                response = await session.get(
+                    URL(url, encoded=True),
+                    headers=headers,
+                    allow_redirects=False,
+                    trace_request_ctx=stopwatch,
+                )
+            except aiohttp.ClientConnectorCertificateError as exc:
+                raise await _untrusted(exc, target) from exc
             if response.status == HTTPStatus.OK:
                 return response
             try:
@@ -307,6 +317,25 @@ async def _get(
             finally:
                 response.close()
     raise refusal(response, body, target)
+
+
+async def _untrusted(
+    exc: aiohttp.ClientConnectorCertificateError, target: HttpTarget
+) -> UntrustedError:
+    """Return why the certificate that a worker shows is not trusted."""
+    error = exc.certificate_error
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return UntrustedError(one_line(str(error)))  # as older libraries check names
+    reason, hint = why_not_trusted(
+        error, target.host, await presented(target), now_ns=time.time_ns()
+    )
+    return UntrustedError(reason, hint=hint)
+
+
+def _own(session: aiohttp.ClientSession) -> Certificate | None:
+    """Return the certificate that a session shows, if it has one."""
+    connector = session.connector
+    return connector.own if isinstance(connector, Connector) else None
 
 
 async def _read_up_to(response: aiohttp.ClientResponse, size: int) -> bytes:

@@ -20,13 +20,13 @@ from .stream import open_session
 from .target import HttpTarget
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Mapping, Sequence
 
     import aiohttp
 
     from .config import TlsFiles
     from .target import Target
+    from .trust import Trust
 
 __all__ = ["print_json", "survey", "survey_code", "told_share", "told_size"]
 
@@ -76,15 +76,15 @@ def survey(
         raise UsageError(
             f"{command} is for workers", hint=f"ddump {command} http://HOST..."
         )
-    context = tls.context(workers)
+    trust = tls.trust(workers)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_ask(workers, fetch, context, timeout_ns))
+        return runner.run(_ask(workers, fetch, trust, timeout_ns))
 
 
 async def _ask(
     workers: Sequence[HttpTarget],
     fetch: Fetch[T],
-    context: ssl.SSLContext | None,
+    trust: Trust | None,
     timeout_ns: int,
 ) -> dict[str, T]:
     answers: dict[str, T] = {}
@@ -95,7 +95,7 @@ async def _ask(
         except DdumpError as exc:
             logger.error("%s: %s", worker.name, exc)  # noqa: TRY400  # no traceback: it is said to a user
 
-    async with open_session(context) as session, asyncio.TaskGroup() as tasks:
+    async with open_session(trust) as session, asyncio.TaskGroup() as tasks:
         for worker in workers:
             tasks.create_task(ask(worker), name=f"ask {worker.name}")
     return {w.name: answers[w.name] for w in workers if w.name in answers}
