@@ -52,8 +52,9 @@ class StreamState(enum.StrEnum):
 
 
 class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream: what was asked, and what became of it so far.
+    """One stream: who asked for what, and what became of it so far.
 
+    ``client`` is an address, ``identity`` who it was, as ``KIND:NAME``.
     ``dropped`` packets were lost by the kernel because this stream's ring was full;
     ``interface_dropped`` by the network interfaces; ``undelivered`` were captured, and
     lost when the stream was cut or its client left. ``buffer_bytes`` is the ring that
@@ -67,6 +68,7 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     client: str
+    identity: str = ""
     state: StreamState
     filter: str
     started_ns: int

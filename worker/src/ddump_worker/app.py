@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from ddump_common.errors import DdumpError, UsageError
 from ddump_common.text import printable
 
 from . import handlers
+from .audit import ENTRY, Entry, ended_by
 from .connections import Connection
 from .handlers import CORE
 from .problems import common_headers, problem_of, problem_response, reason_of
@@ -40,9 +42,9 @@ _FORESEEN = (DdumpError, web.HTTPException, ConnectionError)
 
 def create_app(core: Core) -> web.Application:
     """Wire an application that works on ``core``."""
-    app = web.Application(middlewares=[_answer_errors])
+    app = web.Application(middlewares=[_admit])
     app[CORE] = core
-    app.on_response_prepare.append(_add_headers)
+    app.on_response_prepare.append(_begin_answer)
     for path, handler in (
         (CAPTURE_PATH, handlers.capture),
         (RING_PATH, handlers.ring),
@@ -69,13 +71,44 @@ async def _expect(request: web.Request) -> web.Response | None:
     return problem_response(problem)
 
 
-async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
+async def _begin_answer(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(common_headers())
+    entry = request.get(ENTRY)
+    if entry is None:
+        # Refused for what it expects, which comes before all else.
+        entry = _entry(request)
+        entry.status, entry.ended = response.status, "refused"
+        entry.log()
+    entry.status = response.status
+
+
+def _entry(request: web.Request) -> Entry:
+    return Entry(
+        address=request.app[CORE].door.address_of(request),
+        method=request.method,
+        path=request.path,
+    )
 
 
 @web.middleware
-async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    request[ENTRY] = entry = _entry(request)
     try:
+        response = await _answer(request, handler)
+        entry.status = response.status
+    except asyncio.CancelledError:
+        if entry.stream is None:
+            entry.ended = handlers.cut_by(request)
+        raise
+    finally:
+        entry.log()
+    return response
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    entry = request[ENTRY]
+    try:
+        entry.client = request.app[CORE].door.admit(request)
         _check_body(request)
         return await handler(request)
     except Exception as exc:  # the top of a request
@@ -97,13 +130,7 @@ def _problem(request: web.Request, exc: Exception) -> web.Response:
     if request.path in (CAPTURE_PATH, RING_PATH):
         core = request.app[CORE]
         core.streams.refused[reason_of(exc)] += 1
-        _log.info(
-            "refused %s: %d %s: %s",
-            handlers.client_of(request),
-            problem.status,
-            problem.title,
-            problem.detail,
-        )
+    request[ENTRY].ended = ended_by(problem)
     response = problem_response(problem, headers)
     if request.body_exists or _is_deaf(request):
         # What else the client has sent was not read, or will not be.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from ddump_common.units import format_size, parse_size
 
 from . import __version__, _pcap, config, ring
 from .capture import DEFAULT_BUFFER_SIZE
-from .config import Config, read_file
+from .config import Config, read_file, read_rules
 from .listen import parse_address, parse_user
+from .log import LogFormat, configure
 from .service import serve
 from .share import Share
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 __all__ = ["command", "main"]
+
+_log = logging.getLogger(__name__)
 
 
 class _Parsed(click.ParamType[object]):
@@ -63,6 +67,7 @@ _ADDRESS = _Parsed("address", parse_address)
 _SIZE = _Parsed("size", parse_size)
 _SHARE = _Parsed("share", Share.parse)
 _LINK = _Parsed("link", one_of(Link))
+_LOG_FORMAT = _Parsed("log format", one_of(LogFormat))
 _DIRECTORY = _Parsed("directory", _directory)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _USER = _Parsed("user", parse_user)
@@ -82,6 +87,8 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
         return
     try:
         ctx.default_map = read_file(value)
+        # What no option says.
+        ctx.obj = {"config_file": value, "access": read_rules(value)}
     except UsageError as exc:
         raise click.UsageError(str(exc), ctx) from exc
 
@@ -123,7 +130,15 @@ def _told_usage(exc: click.ClickException) -> str:
     expose_value=False,
     callback=_load,
     metavar="FILE",
-    help="TOML file with the names of these options as keys.",
+    help="TOML file with the names of these options as keys, and who may do what.",
+)
+@click.option(
+    "--log-format",
+    type=_LOG_FORMAT,
+    default=LogFormat.TEXT.value,
+    show_default=True,
+    metavar="text|json",
+    help="How the log is written to stderr: lines, or JSON objects.",
 )
 @click.option(
     "--listen",
@@ -342,21 +357,20 @@ def command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - wh
     traffic: it listens on loopback alone, unless told otherwise.
     """  # noqa: D301 - click takes a real backspace for "do not wrap this"
     _check_ring_options(ctx)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    configure(options["log_format"])
+    is_text = options["log_format"] is LogFormat.TEXT
+    announce = _announce if is_text else partial(_log.info, "listening on %s")
+    complain = _complain if is_text else partial(_log.error, "%s")
     try:
-        uvloop.run(serve(Config(**options), announce=_announce))
+        uvloop.run(serve(Config(**options, **(ctx.obj or {})), announce=announce))
     except DdumpError as exc:
-        sys.exit(_report((exc,)))
+        sys.exit(_report((exc,), complain))
     except BaseExceptionGroup as group:
         # Not except*: before Python 3.11.4 that packs what is raised in it.
         foreseen, unforeseen = group.split(DdumpError)
         if foreseen is None or unforeseen is not None:
             raise
-        sys.exit(_report(foreseen.exceptions))
+        sys.exit(_report(foreseen.exceptions, complain))
 
 
 def _check_ring_options(ctx: click.Context) -> None:
@@ -375,13 +389,20 @@ def _announce(address: str) -> None:
     click.echo(f"listening on {address}", err=True)
 
 
-def _report(errors: Iterable[DdumpError | BaseExceptionGroup[DdumpError]]) -> ExitCode:
+def _complain(error: DdumpError) -> None:
+    click.echo(f"Error: {error}", err=True)
+
+
+def _report(
+    errors: Iterable[DdumpError | BaseExceptionGroup[DdumpError]],
+    complain: Callable[[DdumpError], object],
+) -> ExitCode:
     worst = ExitCode.OK
     for error in errors:
         if isinstance(error, BaseExceptionGroup):
-            worst = max(worst, _report(error.exceptions))
+            worst = max(worst, _report(error.exceptions, complain))
         else:
-            click.echo(f"Error: {error}", err=True)
+            complain(error)
             worst = max(worst, error.exit_code)
     return worst
 

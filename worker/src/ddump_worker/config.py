@@ -16,8 +16,10 @@ from ddump_common.errors import ParameterError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN
 from ddump_common.units import MEBIBYTES, format_size
 
+from .access import AccessTable, Rule
 from .capture import DEFAULT_BUFFER_SIZE
 from .listen import check_access
+from .log import LogFormat
 from .ring import (
     DEFAULT_PINNED,
     DEFAULT_RESERVE,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from .listen import TcpAddress, UnixAddress
     from .share import Share
 
-__all__ = ["Config", "read_file"]
+__all__ = ["Config", "read_file", "read_rules"]
 
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_CAPTURE_MEMORY = 256 * MEBIBYTES
@@ -49,8 +51,13 @@ class Config:
     """All options of the worker; sizes are bytes.
 
     Without ``ring_dir`` there is no ring, and what else is said of one is not used.
+    ``access`` are the rules that ``config_file`` had at the start; it may have others
+    when it is read again.
     """
 
+    config_file: Path | None = None
+    log_format: LogFormat = LogFormat.TEXT
+    access: tuple[Rule, ...] = ()
     listen: tuple[TcpAddress | UnixAddress, ...]
     listen_group: str | None = None
     allow_anonymous: bool = False
@@ -85,6 +92,8 @@ class Config:
             raise UsageError("listen names no address")
         if not all(expression.strip() for expression in self.exclude):
             raise UsageError("an empty --exclude would leave out everything")
+        if any("\0" in expression for expression in self.exclude):
+            raise UsageError("--exclude holds a NUL character")
         check_access(
             self.listen,
             tls=self.tls_cert is not None,
@@ -156,6 +165,7 @@ class _File(
     rename="kebab",
     forbid_unknown_fields=True,
 ):
+    log_format: str | msgspec.UnsetType = msgspec.UNSET
     listen: list[str] | msgspec.UnsetType = msgspec.UNSET
     listen_group: str | msgspec.UnsetType = msgspec.UNSET
     allow_anonymous: bool | msgspec.UnsetType = msgspec.UNSET
@@ -184,20 +194,47 @@ class _File(
     ring_snaplen: int | msgspec.UnsetType = msgspec.UNSET
     ring_buffer_size: int | str | msgspec.UnsetType = msgspec.UNSET
     max_windows: int | msgspec.UnsetType = msgspec.UNSET
+    access: list[AccessTable] = []
 
 
 def read_file(path: Path) -> dict[str, object]:
-    """Return what a TOML file says, by the names of ``Config``'s fields.
+    """Return what a TOML file says of options, by the names of ``Config``'s fields.
 
     Raises:
         UsageError: it cannot be read, or says something that it cannot; by name.
 
     """
+    said = _read(path)
+    values = {name: getattr(said, name) for name in said.__struct_fields__}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not msgspec.UNSET and name != "access"
+    }
+
+
+def read_rules(path: Path) -> tuple[Rule, ...]:
+    """Return the rules of access in a TOML file, in their order.
+
+    Raises:
+        UsageError: as ``read_file``.
+
+    """
+    rules = []
+    for number, table in enumerate(_read(path).access, 1):
+        try:
+            rules.append(Rule.parse(table))
+        except UsageError as exc:
+            raise UsageError(
+                f"{path}: access table {number}: {exc.message}", hint=exc.hint
+            ) from exc
+    return tuple(rules)
+
+
+def _read(path: Path) -> _File:
     try:
-        said = msgspec.toml.decode(path.read_bytes(), type=_File)
+        return msgspec.toml.decode(path.read_bytes(), type=_File)
     except OSError as exc:
         raise UsageError(f"cannot read {path}: {exc.strerror}") from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise UsageError(f"{path}: {exc}") from exc
-    values = {name: getattr(said, name) for name in said.__struct_fields__}
-    return {name: value for name, value in values.items() if value is not msgspec.UNSET}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,18 +10,23 @@ from ddump_common.api import Link
 from ddump_common.errors import ParameterError
 from ddump_common.pcap import MAX_SNAPLEN
 
+from .config import read_rules
 from .exclusion import only
 from .interfaces import interfaces
+from .vetting import vet_rules
 from .window import NoRingError
 
 if TYPE_CHECKING:
     from ddump_common.api import CaptureQuery, RingQuery
 
+    from .access import Access, Grant, Order, Permission
     from .capture import Captures
     from .config import Config
     from .connections import Connections
+    from .door import Door
     from .exclusion import Exclusion
     from .filters import FilterCompiler
+    from .identity import Client
     from .interfaces import Interface
     from .metrics import Metrics
     from .recording import Recording
@@ -47,6 +53,8 @@ class Core:
     """The parts of a worker; ``recording`` is ``None`` where it keeps no ring."""
 
     config: Config
+    door: Door
+    access: Access
     captures: Captures
     streams: Streams
     connections: Connections
@@ -56,21 +64,61 @@ class Core:
     started_ns: int
     recording: Recording | None = None
 
-    async def plan(self, query: CaptureQuery, *, client: str) -> Plan:
-        """Check all of a request that can be checked without a handle.
-
-        ``client`` is the address that asks, without its port.
+    def grant(self, client: Client, permission: Permission) -> Grant:
+        """Return what ``client`` may have, ``permission`` among it.
 
         Raises:
+            UnauthorizedError: it may not, and did not say who it is.
+            ForbiddenError: it may not.
+
+        """
+        grant = self.access.grant(client.identity)
+        grant.require(permission, client.identity)
+        return grant
+
+    def holds(self, client: Client) -> bool:
+        """Return whether ``client`` would be admitted again, and given what it has."""
+        return self.door.holds(client) and all(
+            self.access.holds(client.identity, each.order.grant)
+            for each in self.streams
+            if each.order.client is client
+        )
+
+    async def reload(self) -> None:
+        """Read again all that can change while the worker runs.
+
+        Cancelled, or when it raises, all is as before. Who came in before is not looked
+        at: ``holds`` tells.
+
+        Raises:
+            UsageError: something in the files cannot be.
+            CaptureError: the rules' filters cannot be compiled on this host.
+
+        """
+        path = self.config.config_file
+        rules = () if path is None else await asyncio.to_thread(read_rules, path)
+        self.access.check(rules)
+        await vet_rules(rules, self.filters, self.config)
+        await self.door.reload()
+        self.access.replace(rules)
+
+    async def plan(self, order: Order[CaptureQuery]) -> Plan:
+        """Check all of a request that can be checked without a handle.
+
+        Raises:
+            ForbiddenError: who asks has as many streams as it may have.
             ParameterError: an interface that does not exist.
             ExhaustedError: too many streams, too much memory.
             FilterError: the filter does not compile.
 
         """
+        query = order.query
+        self.streams.check(order)
         self.captures.check()
         host = interfaces()
         chosen = _indices(query.interfaces, host)
         exclusions = self.exclusion.expressions(host)
+        exclusions.append(order.grant.filter)
         if chosen:
             exclusions.append(only(sorted(chosen)))
         program = await self.filters.compile(
@@ -78,19 +126,21 @@ class Core:
             exclusions=exclusions,
             link_type=query.link.link_type,
             snaplen=query.snaplen,
-            client=client,
+            client=order.client.host,
         )
         return Plan(program=program, host=host, chosen=chosen)
 
     async def plan_window(
-        self, query: RingQuery, *, now_ns: int, client: str
+        self, order: Order[RingQuery], *, now_ns: int
     ) -> tuple[bytes, WindowPlan]:
         """Check all of a request for a window; return its program and what is there.
 
-        The request came from ``client`` at ``now_ns``. This may wait until the ring has
-        what came before that.
+        The request came at ``now_ns``. This may wait until the ring has what came
+        before that.
 
         Raises:
+            ForbiddenError: who asks has as many streams as it may have, or the window
+                is too old for it.
             NoRingError: there is none.
             ParameterError: an interface that the ring does not know.
             ExhaustedError: too many windows.
@@ -100,20 +150,28 @@ class Core:
         """
         if self.recording is None:
             raise NoRingError
+        query = order.query
+        self.streams.check(order)
         windows = self.recording.windows
         windows.check()
         chosen = self._recorded_indices(query.interfaces, self.recording)
         program = b""
-        if chosen or query.filter.strip():
+        if chosen or query.filter.strip() or order.grant.filter.strip():
             program = await self.filters.compile(
                 query.filter,
-                exclusions=[only(sorted(chosen))] if chosen else [],
+                exclusions=[
+                    order.grant.filter,
+                    *([only(sorted(chosen))] if chosen else []),
+                ],
                 link_type=self.config.ring_link.link_type,
                 snaplen=MAX_SNAPLEN,
-                client=client,
+                client=order.client.host,
                 stored=True,
             )
-        return program, await windows.plan(query, now_ns=now_ns)
+        plan = await windows.plan(
+            query, now_ns=now_ns, oldest_ns=order.oldest_ns(now_ns)
+        )
+        return program, plan
 
     def _recorded_indices(
         self, names: tuple[str, ...], recording: Recording

@@ -31,15 +31,15 @@ from ddump_common.api import (
     RingQuery,
 )
 from ddump_common.errors import DdumpError, ParameterError, UsageError
-from ddump_common.text import printable
-from ddump_common.timespec import format_time
-from ddump_common.units import SECONDS
 
 from . import __version__
 from .accept import prefers_pcapng
+from .access import Order, Permission
+from .audit import ENTRY
 from .body import Body
 from .connections import Connection
 from .core import Core
+from .door import CLIENT
 from .heartbeat import Heartbeat
 from .interfaces import capturable, interfaces
 from .preamble import pcap_preamble, pcapng_preamble
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from ddump_common.note import EndReason
 
+    from .access import Grant
     from .capture import LiveCapture
     from .pull import Pull
     from .streams import Stream
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CORE",
     "capture",
-    "client_of",
+    "cut_by",
     "health",
     "interface_list",
     "metrics",
@@ -76,21 +77,22 @@ _MAX_PARAMETERS = 256
 async def capture(request: web.Request) -> web.StreamResponse:
     """``GET`` and ``HEAD /capture``."""
     _stay_until_the_client_leaves(request)
-    core = request.app[CORE]
-    query = CaptureQuery.parse(_pairs(request))
-    plan = await core.plan(query, client=request.remote or "")
+    core, entry = request.app[CORE], request[ENTRY]
+    grant = _granted(request, Permission.STREAM)
+    entry.query = query = CaptureQuery.parse(_pairs(request))
+    entry.order = order = Order.of(request[CLIENT], grant, query)
+    plan = await core.plan(order)
     pcapng = _wants_pcapng(request)
     response = _response(pcapng=pcapng)
     if request.method == hdrs.METH_HEAD:
         return response
     stream = core.streams.open(
-        client=client_of(request),
-        query=query,
+        order=order,
         started_ns=time.time_ns(),
         interfaces=plan.host,
         chosen=plan.chosen,
     )
-    opening = core.captures.open(query, plan.program, pcapng=pcapng)
+    opening = core.captures.open(order.query, plan.program, pcapng=pcapng)
     return await _stream(request, response, stream, opening)
 
 
@@ -98,23 +100,27 @@ async def ring(request: web.Request) -> web.StreamResponse:
     """``GET`` and ``HEAD /ring``."""
     now_ns = time.time_ns()
     _stay_until_the_client_leaves(request)
-    core = request.app[CORE]
+    core, entry = request.app[CORE], request[ENTRY]
+    grant = _granted(request, Permission.WINDOW)
     if core.recording is None:
         raise NoRingError
-    query = RingQuery.parse_at(_pairs(request), now_ns=now_ns)
-    program, plan = await core.plan_window(
-        query, now_ns=now_ns, client=request.remote or ""
-    )
+    entry.query = query = RingQuery.parse_at(_pairs(request), now_ns=now_ns)
+    if query.follow:
+        _granted(request, Permission.STREAM)
+    entry.order = order = Order.of(request[CLIENT], grant, query)
+    program, plan = await core.plan_window(order, now_ns=now_ns)
     pcapng = _wants_pcapng(request)
     response = _response(pcapng=pcapng)
     response.headers[WINDOW_HEADER] = plan.report.serialize()
     if request.method == hdrs.METH_HEAD:
         return response
-    stream = core.streams.open(
-        client=client_of(request), query=query, started_ns=time.time_ns()
-    )
-    opening = core.recording.windows.open(query, plan, program, pcapng=pcapng)
+    stream = core.streams.open(order=order, started_ns=time.time_ns())
+    opening = core.recording.windows.open(order.query, plan, program, pcapng=pcapng)
     return await _stream(request, response, stream, opening)
+
+
+def _granted(request: web.Request, permission: Permission) -> Grant:
+    return request.app[CORE].grant(request[CLIENT], permission)
 
 
 def _stay_until_the_client_leaves(request: web.Request) -> None:
@@ -176,14 +182,25 @@ async def _stream(
         response.headers[STREAM_HEADER] = str(stream.number)
         end = await _deliver(request, response, stream, source)
     except (asyncio.CancelledError, ConnectionError):
-        end = "cut" if core.streams.stopping else "the client left"
+        end = cut_by(request)
         raise
     except DdumpError as exc:
         end = exc.message
         raise
     finally:
-        _finish(core, stream, source, end)
+        _refresh(stream)
+        if source is not None:
+            source.close()
+        entry = request[ENTRY]
+        entry.ended, entry.stream = end, core.streams.close(stream)
     return response
+
+
+def cut_by(request: web.Request) -> str:
+    """Return why a request that was cancelled was cut."""
+    if isinstance(request.protocol, Connection) and request.protocol.revoked:
+        return "revoked"
+    return "cut" if request.app[CORE].streams.stopping else "the client left"
 
 
 async def _deliver(
@@ -192,7 +209,7 @@ async def _deliver(
     stream: Stream,
     source: LiveCapture | Pull,
 ) -> EndReason:
-    query = stream.query
+    order, query = stream.order, stream.query
     heartbeat = None
     preamble = pcap_preamble(query)
     if response.content_type == MEDIA_TYPE_PCAPNG:
@@ -202,13 +219,16 @@ async def _deliver(
             tally=stream.tally,
         )
         now = asyncio.get_running_loop().time()
-        preamble = pcapng_preamble(query) + heartbeat.block(now)
+        preamble = pcapng_preamble(query, filter_run=order.filter)
+        preamble += heartbeat.block(now)
     await response.prepare(request)
     await response.write(preamble)
-    reason = await source.deliver(
-        Body(request, response).write,
-        heartbeat=heartbeat,
-        on_draining=lambda: stream.move(StreamState.DRAINING),
+    reason = order.end(
+        await source.deliver(
+            Body(request, response).write,
+            heartbeat=heartbeat,
+            on_draining=lambda: stream.move(StreamState.DRAINING),
+        )
     )
     if query.interfaces and (failure := stream.failure(interfaces())) is not None:
         raise failure
@@ -226,56 +246,6 @@ def _refresh(stream: Stream) -> None:
         _log.warning("stream %d: the last counters are missing: %s", stream.number, exc)
 
 
-def _finish(
-    core: Core, stream: Stream, source: LiveCapture | Pull | None, end: str
-) -> None:
-    _refresh(stream)
-    if source is not None:
-        source.close()
-    info = core.streams.close(stream)
-    if isinstance(stream.query, RingQuery):
-        kind, bounds = "window", f"{_bounds(stream.query)}, "
-        lost = (
-            f"{info.dropped} dropped by the kernel in what was read, "
-            f"{info.skipped} skipped"
-        )
-    else:
-        kind, bounds = "stream", ""
-        lost = (
-            f"{info.dropped} dropped by the kernel, {info.interface_dropped} by "
-            f"interfaces, {info.undelivered} undelivered"
-        )
-    _log.info(
-        '%s %d for %s ended: %s; %sfilter "%s", %d packets, %d bytes, %s, %.3f s',
-        kind,
-        info.id,
-        info.client,
-        end,
-        bounds,
-        printable(info.filter),
-        info.packets,
-        info.bytes,
-        lost,
-        (time.time_ns() - info.started_ns) / SECONDS,
-    )
-
-
-def _bounds(query: RingQuery) -> str:
-    since = "the oldest" if query.since_ns is None else format_time(query.since_ns)
-    if query.until_ns is None:
-        return f"from {since} on" if query.follow else f"from {since} to now"
-    return f"from {since} to {format_time(query.until_ns)}"
-
-
-def client_of(request: web.Request) -> str:
-    """Return who asks, as far as the connection tells."""
-    peer = request.transport and request.transport.get_extra_info("peername")
-    if not peer:
-        return "unix"
-    host, port = peer[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _json(value: msgspec.Struct | list[InterfaceInfo]) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(value),
@@ -291,6 +261,7 @@ async def health(_: web.Request) -> web.Response:
 
 async def status(request: web.Request) -> web.Response:
     """``GET /api/v1/status``."""
+    _granted(request, Permission.STATUS)
     core = request.app[CORE]
     core.streams.refresh(interfaces())
     capacity = core.captures.capacity
@@ -315,6 +286,7 @@ async def status(request: web.Request) -> web.Response:
 
 async def segments(request: web.Request) -> web.Response:
     """``GET /api/v1/segments``."""
+    _granted(request, Permission.STATUS)
     recording = request.app[CORE].recording
     return _json(
         Segments(
@@ -326,8 +298,9 @@ async def segments(request: web.Request) -> web.Response:
     )
 
 
-async def interface_list(_: web.Request) -> web.Response:
+async def interface_list(request: web.Request) -> web.Response:
     """``GET /api/v1/interfaces``."""
+    _granted(request, Permission.STATUS)
     return _json(
         [
             InterfaceInfo(
@@ -345,6 +318,7 @@ async def interface_list(_: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """``GET /metrics``."""
+    _granted(request, Permission.STATUS)
     core = request.app[CORE]
     core.streams.refresh(interfaces())
     return web.Response(

@@ -25,11 +25,12 @@ def pcap_preamble(query: CaptureQuery) -> bytes:
     ).serialize()
 
 
-def pcapng_preamble(query: CaptureQuery) -> bytes:
+def pcapng_preamble(query: CaptureQuery, *, filter_run: str) -> bytes:
     """Return the blocks that say who answers ``query``, and what its interface is.
 
     There is one interface, as all packets have one link type and one snaplen. Its
     timestamps are nanoseconds: what ``query`` has for precision is for classic pcap.
+    Its filter is ``filter_run``, with that of the rule for who asks.
     """
     section = SectionHeader(
         application=f"ddump-worker {__version__}",
@@ -39,7 +40,7 @@ def pcapng_preamble(query: CaptureQuery) -> bytes:
     interface = InterfaceDescription(
         link_type=query.link.link_type,
         name=",".join(query.interfaces) or "any",
-        filter_expression=query.filter,
+        filter_expression=filter_run,
         snaplen=query.snaplen,
     )
     return section.serialize() + interface.serialize()

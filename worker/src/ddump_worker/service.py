@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from ddump_common.errors import CaptureError, DdumpError, FilterError, UsageError
+from ddump_common.errors import CaptureError, DdumpError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN, LinkType
 
 from .access import Access
@@ -25,7 +25,7 @@ from .connections import Connections
 from .core import Core
 from .door import Door
 from .exclusion import Exclusion, Service
-from .filters import SHARE, FilterCompiler
+from .filters import FilterCompiler
 from .gate import Gate
 from .interfaces import interfaces
 from .listen import Listener, TcpAddress
@@ -34,6 +34,7 @@ from .notify import Notifier
 from .promiscuous import Promiscuous
 from .recording import record
 from .streams import Streams
+from .vetting import vet_exclusions, vet_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,7 +129,7 @@ async def _start(
     # With no more rights than there will be when they are read again.
     door = await Door.open(config)
     filters = FilterCompiler()
-    await _check_exclusions(config.exclude, filters)
+    await vet_exclusions(config.exclude, filters)
     exclusion = _exclusion(config, listeners)
     recording = None
     if config.ring_dir is not None:
@@ -140,6 +141,7 @@ async def _start(
             max_windows=config.max_windows,
         )
         stack.push_async_callback(recording.stop)
+    await vet_rules(config.access, filters, config)
     core = _core(config, door, exclusion, filters, recording)
     stack.push_async_callback(core.captures.shutdown)
     runner = web.AppRunner(
@@ -207,30 +209,6 @@ def _core(
         started_ns=time.time_ns(),
         recording=recording,
     )
-
-
-async def _check_exclusions(
-    expressions: Sequence[str], filters: FilterCompiler
-) -> None:
-    # All at once, but none that has to wait for a place to be compiled.
-    places = asyncio.Semaphore(SHARE)
-    async with asyncio.TaskGroup() as tasks:
-        for expression in expressions:
-            tasks.create_task(_check_exclusion(expression, filters, places))
-
-
-async def _check_exclusion(
-    expression: str, filters: FilterCompiler, places: asyncio.Semaphore
-) -> None:
-    try:
-        async with places:
-            await filters.compile(
-                expression, link_type=LinkType.LINUX_SLL, snaplen=MAX_SNAPLEN
-            )
-    except FilterError as exc:
-        raise UsageError(
-            f"--exclude {expression!r}: {exc.message}", hint=exc.hint
-        ) from exc
 
 
 def _allow_files(config: Config) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ddump_common.api import CaptureQuery
 
+    from .access import Order
     from .interfaces import Interface
 
 __all__ = ["Delivery", "Stream", "Streams"]
@@ -108,15 +109,13 @@ class Stream:
         self,
         *,
         number: int,
-        client: str,
-        query: CaptureQuery,
+        order: Order[CaptureQuery],
         started_ns: int,
         meter: DropMeter,
         chosen: Mapping[int, str],
     ) -> None:
         self.number = number
-        self.client = client
-        self.query = query
+        self.order = order
         self.started_ns = started_ns
         self.state = StreamState.OPENING
         self._capture: Delivery | None = None
@@ -124,6 +123,11 @@ class Stream:
         self._chosen = chosen
         self._missing: list[str] = []
         self._stopping = False
+
+    @property
+    def query(self) -> CaptureQuery:
+        """What it delivers."""
+        return self.order.query
 
     @property
     def is_window(self) -> bool:
@@ -192,7 +196,8 @@ class Stream:
         capture = self._capture
         return StreamInfo(
             id=self.number,
-            client=self.client,
+            client=self.order.client.address,
+            identity=str(self.order.client.identity),
             state=self.state,
             filter=self.query.filter,
             started_ns=self.started_ns,
@@ -230,11 +235,17 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
+    def check(self, order: Order[CaptureQuery]) -> None:
+        """Refuse what ``open`` would refuse at this moment."""
+        identity = order.client.identity
+        order.check_streams(
+            sum(each.order.client.identity == identity for each in self)
+        )
+
     def open(
         self,
         *,
-        client: str,
-        query: CaptureQuery,
+        order: Order[CaptureQuery],
         started_ns: int,
         interfaces: Sequence[Interface] = (),
         chosen: frozenset[int] = frozenset(),
@@ -242,11 +253,15 @@ class Streams:
         """Begin a stream; ``chosen`` are its interfaces, none means all.
 
         Of a window no interface is asked what it drops.
+
+        Raises:
+            ForbiddenError: the identity that asks has as many as it may have.
+
         """
+        self.check(order)
         stream = Stream(
             number=next(self._numbers),
-            client=client,
-            query=query,
+            order=order,
             started_ns=started_ns,
             meter=DropMeter(interfaces, chosen),
             chosen={

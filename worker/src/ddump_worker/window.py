@@ -22,6 +22,7 @@ from ddump_common.units import MILLISECONDS, SECONDS
 from ddump_common.window import Interval, WindowReport
 
 from .capacity import ExhaustedError
+from .denial import ForbiddenError
 from .pull import Bounds, Pull
 
 if TYPE_CHECKING:
@@ -95,15 +96,24 @@ class Windows:
         if len(self._pulls) >= self.limit:
             raise ExhaustedError("windows", f"all {self.limit} windows are in use")
 
-    async def plan(self, query: RingQuery, *, now_ns: int) -> WindowPlan:
+    async def plan(
+        self, query: RingQuery, *, now_ns: int, oldest_ns: int = 0
+    ) -> WindowPlan:
         """Return what ``query``, which came at ``now_ns``, gets of the ring.
 
-        This may wait until what belongs to the window is recorded. Cancelling is safe.
+        It gets what it would if the ring began at ``oldest_ns``. This may wait until
+        what belongs to the window is recorded. Cancelling is safe.
 
         Raises:
+            ForbiddenError: all of it is before ``oldest_ns``.
             UncoveredError: nothing.
 
         """
+        if query.until_ns is not None and query.until_ns <= oldest_ns:
+            raise ForbiddenError(
+                f"this window ends before {_moment(oldest_ns)}, where the ring begins "
+                "for who asks (max-age)"
+            )
         until_ns = _FOREVER_NS if query.until_ns is None else query.until_ns
         if query.follow:
             # What is not there yet will follow; only what is missing has to be known.
@@ -114,14 +124,14 @@ class Windows:
             until_ns = now_ns if query.until_ns is None else query.until_ns
             end_ns = until_ns
             await self._flushed(end_ns if end_ns <= now_ns + _AHEAD_NS else now_ns)
-        coverage = self._ring.coverage()
+        coverage = _since(oldest_ns, self._ring.coverage())
         begin_ns = query.since_ns
         if begin_ns is None:
             begin_ns = coverage[0].begin_ns if coverage else end_ns
         report = WindowReport.of(
             Interval(begin_ns=begin_ns, end_ns=max(begin_ns, end_ns)), coverage
         )
-        bounds = Bounds(query.since_ns or 0, until_ns)
+        bounds = Bounds(max(query.since_ns or 0, oldest_ns), until_ns)
         is_open = query.follow and begin_ns - _SKEW_NS <= now_ns < until_ns
         if report.covered is None and not is_open and not self._overlaps(bounds):
             raise UncoveredError(
@@ -210,6 +220,15 @@ class Windows:
         """End; all pulls are closed."""
         self._unwatch()
         await asyncio.to_thread(self._executor.shutdown)
+
+
+def _since(oldest_ns: int, coverage: Sequence[Interval]) -> list[Interval]:
+    """Return what of ``coverage`` is not older than that."""
+    return [
+        Interval(begin_ns=max(each.begin_ns, oldest_ns), end_ns=each.end_ns)
+        for each in coverage
+        if each.end_ns > oldest_ns
+    ]
 
 
 def _words(coverage: Sequence[Interval]) -> str:
