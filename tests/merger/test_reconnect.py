@@ -13,6 +13,7 @@ from ddump_common.errors import (
     BrokenStreamError,
     RefusedError,
     UnreachableError,
+    UntrustedError,
 )
 from ddump_common.note import EndReason
 from ddump_common.window import Interval, WindowReport
@@ -530,7 +531,7 @@ async def test_without_a_ring_the_gap_is_told(build, caplog, told_ring):
     assert "packets may be missing" in caplog.messages[-1]
 
 
-@pytest.mark.parametrize("status", [302, 400, 401, 404, 416, 503])
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 416, 503])
 async def test_a_ring_that_refuses_is_done_without(build, status):
     refusing = Script(opening=RefusedError("no", status=status))
     peer = {"rings": [RING], "streams": [refusing, again()]}
@@ -545,6 +546,7 @@ async def test_a_ring_that_refuses_is_done_without(build, status):
     [
         UnreachableError("refused"),
         *(RefusedError("no", status=status) for status in (429, 500, 502, 504)),
+        RefusedError("as many streams as allowed", status=403, retry_after_ns=SECOND),
     ],
 )
 async def test_what_passes_is_tried_again(build, failure):
@@ -562,12 +564,27 @@ async def test_a_worker_that_does_not_answer_is_asked_again(build):
     assert parse_pcap(await run.to_the_end()) == RECORDS
 
 
-async def test_who_refuses_for_good_has_ended(build):
-    refusing = Script(opening=RefusedError("401 Unauthorized", status=401))
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        RefusedError("no", status=401),
+        RefusedError("no", status=403),
+        UntrustedError("no"),
+    ],
+)
+async def test_who_refuses_for_good_has_ended(build, refusal):
+    refusing = Script(opening=refusal)
     run = build(broken(), peers={0: {"rings": [None], "streams": [refusing]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
-    assert run.errors == ["401 Unauthorized"]
+    assert run.errors == ["no"]
     assert run.lanes[0].incomplete
+
+
+async def test_who_is_not_trusted_any_more_is_not_asked_for_its_ring_again(build):
+    peer = {"rings": [UntrustedError("it is revoked"), RING], "streams": [refill()]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert run.errors == ["it is revoked"]
 
 
 async def test_what_is_asked_for_is_left_alone(build, monkeypatch):
@@ -642,7 +659,19 @@ async def test_an_early_end_that_is_not_gone_on_with_is_an_error(build, word):
     assert run.lanes[0].incomplete
 
 
-@pytest.mark.parametrize("reason", [r for r in EndReason if r != EndReason.SHUTDOWN])
+async def test_a_cap_ends_a_target_for_good(build):
+    """Asking again would go around it."""
+    script = Script([Beats(START).whole(*RECORDS, ended=EndReason.CAP)], trusted=True)
+    run = build(script, peers={0: {"rings": [RING], "streams": [refill()]}})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.errors == ["its worker ended it: a limit of its rules was reached"]
+    assert run.lanes[0].incomplete
+    assert run.peers[0].asked == []
+
+
+@pytest.mark.parametrize(
+    "reason", [r for r in EndReason if r not in {EndReason.SHUTDOWN, EndReason.CAP}]
+)
 async def test_an_end_as_asked_for(build, reason):
     script = Script([Beats(START).whole(*RECORDS, ended=reason)], trusted=True)
     run = build(script)

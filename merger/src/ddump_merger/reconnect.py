@@ -49,9 +49,6 @@ _TRANSIENT = frozenset(
     }
 )
 
-# A rule's limit of streams is reached: so is it until what broke is noticed there.
-_BUSY = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.FORBIDDEN})
-
 # A ring that looks through its past for longer says with its answer what it lacks.
 _LONGEST_ADOPTION_NS = 15 * SECONDS
 _ADOPTION_PAUSE_NS = 500 * MILLISECONDS
@@ -248,7 +245,7 @@ class Reconnect:
             await source.open()
         except RefusedError as exc:
             # A worker is busy with other windows: its stream goes on without.
-            busy = _passes(exc) and exc.status in _BUSY
+            busy = exc.status == HTTPStatus.SERVICE_UNAVAILABLE
             if _passes(exc) and not busy:
                 raise
             logger.warning("%s: its ring: %s", self._lane.name, exc)
@@ -258,6 +255,10 @@ class Reconnect:
 
 
 def _passes(exc: RefusedError) -> bool:
-    """Whether it is worth to ask again; who may not for now is told when."""
+    """Whether it is worth to ask again.
+
+    Who has as many streams as a rule allows is told when: one of them may be the one
+    that broke, which the worker has not noticed yet.
+    """
     forbidden = exc.status == HTTPStatus.FORBIDDEN
     return exc.status in _TRANSIENT or (forbidden and exc.retry_after_ns > 0)
