@@ -1,125 +1,71 @@
-"""The command, nginx with TLS and authentication, and a worker behind it."""
+"""``nginx/ddump.conf`` under Debian's own nginx, in front of a worker: what passes, and how.
+
+Who gets in is in ``test_trust.py``.
+"""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import os
-import secrets
+import signal
 import socket
+import struct
 import subprocess
+import threading
 import time
+from urllib.parse import quote
 
 import pytest
 
-from support.certificates import Authority
-from support.programs import DDUMP, DDUMP_WORKER, await_streams, started, status
+from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
+from support.captures import parse_pcap
+from support.programs import DDUMP, started
+from support.site import certificate, site
+from support.traffic import FILTER, PORT
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
-USER = "alice"
-FILTER = "icmp and host 127.0.0.1"
-
-CONFIGURATION = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    ssl_certificate {server.cert};
-    ssl_certificate_key {server.key};
-    proxy_http_version 1.1;
-    proxy_buffering off;
-    proxy_read_timeout 1h;
-    server {{
-        listen 127.0.0.1:{certificate_port} ssl;
-        ssl_client_certificate {authority.cert};
-        ssl_verify_client on;
-        location / {{ proxy_pass http://unix:{folder}/worker.sock:; }}
-    }}
-    server {{
-        listen 127.0.0.1:{password_port} ssl;
-        auth_basic ddump;
-        auth_basic_user_file {folder}/users;
-        location /hosts/web1/ {{ proxy_pass http://unix:{folder}/worker.sock:/; }}
-    }}
-}}
-"""
+PING = "icmp[icmptype] == icmp-echo"
+SILENT = "udp port 9"
 
 
-@pytest.fixture
-def authority(tmp_path):
-    return Authority(tmp_path)
+@pytest.fixture(scope="module")
+def place():
+    with site() as made:
+        yield made
 
 
-@pytest.fixture
-def password():
-    return secrets.token_urlsafe(16)
+@pytest.fixture(scope="module")
+def mine(place):
+    return place.authority.client("responder")
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
-@pytest.fixture
-def proxy(tmp_path, authority, password):
-    """nginx before a worker: the ports for certificates and for passwords, its URL."""
-    certificate_port, password_port, direct_port = free_ports(3)
-    digest = base64.b64encode(hashlib.sha1(password.encode()).digest()).decode()  # noqa: S324
-    (tmp_path / "users").write_text(f"{USER}:{{SHA}}{digest}\n")
-    (tmp_path / "nginx.conf").write_text(
-        CONFIGURATION.format(
-            folder=tmp_path,
-            server=authority.server("127.0.0.1"),
-            authority=authority,
-            certificate_port=certificate_port,
-            password_port=password_port,
-        )
+def capture_url(place, expression, **others):
+    query = "&".join(
+        f"{name}={quote(str(value))}"
+        for name, value in {"filter": expression, **others}.items()
     )
-    worker = [
-        DDUMP_WORKER, "--listen", f"unix:{tmp_path}/worker.sock",
-        "--listen", f"127.0.0.1:{direct_port}", "--allow-anonymous",
-        "--exclude", f"tcp port {certificate_port} or tcp port {password_port}",
-    ]  # fmt: skip
-    nginx = ["nginx", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
-    with started(worker), started(nginx, stderr=subprocess.DEVNULL):
-        for port in (certificate_port, password_port, direct_port):
-            await_port(port)
-        yield certificate_port, password_port, f"http://127.0.0.1:{direct_port}"
+    return f"{place.url}/capture?{query}"
 
 
-def await_port(port):
-    deadline = time.monotonic() + 8
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            assert time.monotonic() < deadline, f"nobody listens on {port}"
-            time.sleep(0.05)
-        else:
-            return
+@contextlib.contextmanager
+def streaming(place, mine, expression, *options, **others):
+    """Have curl stream; yields it when the stream has begun."""
+    url = capture_url(place, expression, **others)
+    command = place.curl_command("-N", *certificate(mine), *options, url)
+    with started(command, stdout=subprocess.PIPE) as curl:
+        assert len(curl.stdout.read(24)) == 24
+        yield curl
 
 
-def captured(command, direct, environment=None):
+def captured(place, *arguments, env=None):
     """Run the command, ping when its stream is open; return what tcpdump makes of it."""
     with (
         started(
-            [*command, "-f", FILTER, "-c", "4"],
+            place.command(DDUMP, "-f", "icmp", "-c", "4", *arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "NETRC": "/dev/null", **(env or {})},
         ) as ddump,
         started(
             ["tcpdump", "-nr-"],
@@ -129,109 +75,165 @@ def captured(command, direct, environment=None):
             text=True,
         ) as tcpdump,
     ):
-        await_streams([direct])
-        subprocess.run(
-            ["ping", "-c", "2", "-i", "0.2", "127.0.0.1"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        place.await_running(1)
+        place.ping(2)
         told = tcpdump.communicate(timeout=10)[0]
         assert ddump.wait(5) == 0, ddump.stderr.read()
-        return told
+    place.await_running(0)
+    return told
 
 
-def refused(command, environment=None):
-    """Run a command that must fail to open its one target; return what it said."""
-    done = subprocess.run(
-        [*command, "-f", FILTER],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        env={**os.environ, **(environment or {})},
-    )
-    assert done.returncode == 3, done
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
-def test_client_certificate(proxy, authority, tmp_path):
-    port, _, direct = proxy
-    target = f"https://127.0.0.1:{port}"
-    mine = authority.client("responder")
-    told = captured(
-        [DDUMP, "--ca", authority.cert, "--cert", mine.cert, "--key", mine.key, target],
-        direct,
-    )
+@pytest.mark.parametrize("spelled", ["--ca --cert --key", "-ca -cert -key"])
+def test_the_command_shows_a_certificate(place, mine, spelled):
+    values = (place.authority.cert, mine.cert, mine.key)
+    options = [
+        word for pair in zip(spelled.split(), values, strict=True) for word in pair
+    ]
+    told = captured(place, *options, place.url)
     assert told.count("ICMP echo request") == 2
     assert told.count("ICMP echo reply") == 2
-    # As the original spelled them.
+
+
+def test_the_command_logs_in(place, tmp_path):
+    file = tmp_path / "password"
+    file.write_text(f"{place.password}\n")
+    file.chmod(0o600)
+    netrc = tmp_path / "netrc"
+    netrc.write_text(
+        f"machine {place.host.address} login {place.user} password {place.password}\n"
+    )
+    netrc.chmod(0o600)
+    in_url = place.url.replace("//", f"//{place.user}:{place.password}@")
+    user = ["--user", place.user]
+    for arguments, env in (
+        ([in_url], {}),
+        ([*user, place.url], {"DDUMP_PASSWORD": place.password}),
+        ([*user, "--password-file", file, f"{place.url}/"], {}),
+        ([place.url], {"NETRC": str(netrc)}),
+    ):
+        told = captured(place, "--ca", place.authority.cert, *arguments, env=env)
+        assert told.count("ICMP") == 4
+
+
+def test_the_command_shows_a_token(place, tmp_path):
+    file = tmp_path / "token"
+    file.write_text(f"{place.token}\n")
+    file.chmod(0o600)
     told = captured(
-        [DDUMP, "-ca", authority.cert, "-cert", mine.cert, "-key", mine.key, target],
-        direct,
+        place, "--ca", place.authority.cert, "--token-file", file, place.url
     )
     assert told.count("ICMP") == 4
 
-    assert "400" in refused([DDUMP, "--ca", authority.cert, target])
-    other = Authority(tmp_path, "other")
-    theirs = other.client("stranger")
-    assert "400" in refused(
-        [DDUMP, "--ca", authority.cert, "--cert", theirs.cert, "--key", theirs.key,
-         target]
-    )  # fmt: skip
-    told = refused([DDUMP, "--ca", other.cert, target])
-    assert "certificate" in told
+
+@pytest.mark.parametrize(
+    "accept", ["application/vnd.tcpdump.pcap", "application/x-pcapng"]
+)
+def test_a_single_packet_is_there_at_once(place, mine, accept):
+    delays = []
+    with streaming(place, mine, PING, "-H", f"Accept: {accept}") as curl:
+        out = curl.stdout.fileno()
+        for _ in range(5):
+            seen = b""
+            with started(
+                place.command("ping", "-c", "1", "-p", "6d61726b", place.host.address),
+                stdout=subprocess.DEVNULL,
+            ) as ping:
+                sent = time.monotonic()
+                while b"mark" not in seen:
+                    seen += os.read(out, 65536)
+                delays.append(time.monotonic() - sent)
+                ping.wait(5)
+    # ping itself starts meanwhile.
+    assert max(delays) < 0.3, delays
 
 
-def test_password(proxy, authority, password, tmp_path):
-    _, port, direct = proxy
-    ca = ["--ca", authority.cert]
-    target = f"https://127.0.0.1:{port}/hosts/web1/"
-    file = tmp_path / "password"
-    file.write_text(f"{password}\n")
-    file.chmod(0o600)
-    netrc = tmp_path / "netrc"
-    netrc.write_text(f"machine 127.0.0.1 login {USER} password {password}\n")
-    netrc.chmod(0o600)
-    with_password = target.replace("//", f"//{USER}:{password}@")
-    for command, environment in (
-        ([DDUMP, *ca, with_password], {}),
-        ([DDUMP, *ca, "--user", USER, target], {"DDUMP_PASSWORD": password}),
-        ([DDUMP, *ca, "--user", USER, "--password-file", file, target], {}),
-        ([DDUMP, *ca, target], {"NETRC": str(netrc)}),
-    ):
-        assert captured(command, direct, environment).count("ICMP") == 4
-
-    told = refused([DDUMP, *ca, "-vv", target], {"NETRC": "/dev/null"})
-    assert "401" in told
-    told = refused([DDUMP, *ca, "-vv", "--user", USER, target], {"DDUMP_PASSWORD": "x"})
-    assert "401" in told
-    wrong = with_password.replace("web1", "web2")
-    told = refused([DDUMP, *ca, "-vv", wrong])
-    assert "404" in told
-    assert password not in told
-
-
-def test_a_single_packet_passes_at_once_and_a_client_that_goes_is_noticed(
-    proxy, authority
-):
-    port, _, direct = proxy
-    mine = authority.client("responder")
-    curl = [
-        "curl", "-sN", "--cacert", authority.cert, "--cert", mine.cert, "--key",
-        mine.key, "-G", "--data-urlencode", f"filter={FILTER}",
-        f"https://127.0.0.1:{port}/capture",
-    ]  # fmt: skip
-    with started(curl, stdout=subprocess.PIPE) as client:
-        assert len(client.stdout.read(24)) == 24
-        sent = time.monotonic()
-        subprocess.run(
-            ["ping", "-c", "1", "127.0.0.1"], check=True, stdout=subprocess.DEVNULL
+@pytest.mark.parametrize(
+    "accept", ["application/vnd.tcpdump.pcap", "application/x-pcapng"]
+)
+@pytest.mark.parametrize("way", ["close", "reset", "kill"])
+def test_a_client_that_goes_is_noticed_though_nothing_comes(place, mine, accept, way):
+    url = capture_url(place, SILENT)
+    if way == "kill":
+        with streaming(place, mine, SILENT, "-H", f"Accept: {accept}") as curl:
+            assert place.running() == 1
+            curl.send_signal(signal.SIGKILL)
+            place.await_running(0, seconds=2)
+        return
+    with place.connect(mine) as client:
+        client.sendall(
+            f"GET {url.removeprefix(place.url)} HTTP/1.1\r\nHost: {place.host.address}\r\n"
+            f"Accept: {accept}\r\n\r\n".encode()
         )
-        assert len(client.stdout.read(16)) == 16
-        assert time.monotonic() - sent < 0.5  # ping itself included
-        client.terminate()
-        client.wait(5)
-        await_streams([direct], running=0)
-    assert status(direct)["totals"]["streams"] == 1
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        assert place.running() == 1
+        if way == "reset":
+            client.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+            socket.close(client.detach())
+        else:
+            with contextlib.suppress(OSError):
+                client.unwrap()
+            client.close()
+        place.await_running(0, seconds=2)
+
+
+def test_a_reload_cuts_no_stream_and_loses_no_packet(place, mine, tmp_path):
+    count = 3000
+    out = tmp_path / "out.pcap"
+    others = {"packets": count, "duration": "20s"}
+    with started(
+        place.curl_command(
+            "-N", *certificate(mine), "-o", out, capture_url(place, FILTER, **others)
+        )
+    ) as curl:
+        place.await_running(1)
+        with place.client.entered():
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sender:
+
+            def send():
+                begun = time.monotonic()
+                for number in range(count):
+                    time.sleep(max(0, begun + number / 1000 - time.monotonic()))
+                    sender.sendto(number.to_bytes(4, "big"), (place.host.address, PORT))
+
+            traffic = threading.Thread(target=send)
+            traffic.start()
+            before = place.nginx.reload()
+            again = place.nginx.reload()
+            assert traffic.is_alive()
+            # The one that has the stream is still there, and serves nobody else.
+            assert len(place.nginx.pids() & before) == 1
+            assert not place.nginx.pids() & again - before
+            assert place.running() == 1
+            traffic.join()
+        assert curl.wait(10) == 0
+    records = parse_pcap(out.read_bytes())
+    # What the host says to the datagrams, ICMP, the filter leaves out.
+    assert [int.from_bytes(each.data[-4:], "big") for each in records] == list(
+        range(count)
+    )
+
+
+def escaped(text):
+    """Return ``text`` with every byte as %XX."""
+    return "".join(f"%{byte:02X}" for byte in text.encode())
+
+
+def test_the_longest_query_passes(place, mine):
+    longest = ("icmp" + " or icmp" * 511).ljust(MAX_FILTER_BYTES)
+    assert len(longest) == MAX_FILTER_BYTES
+    interfaces = "".join(f"&interface={escaped('eth0')}" for _ in range(MAX_INTERFACES))
+    url = f"{place.url}/capture?filter={escaped(longest)}{interfaces}&packets=1"
+    command = place.curl_command("-N", *certificate(mine), url)
+    with started(command, stdout=subprocess.PIPE) as curl:
+        place.await_running(1)
+        place.ping()
+        assert len(parse_pcap(curl.stdout.read())) == 1
+        assert curl.wait(5) == 0
+
+    # One more is for the worker to refuse, not for nginx.
+    answer = place.curl(*certificate(mine), url.replace("&", "%20&", 1))
+    assert answer.status == 400
+    assert answer.problem["parameter"] == "filter"

@@ -1,0 +1,227 @@
+"""A host with workers and nginx, an authority, and another host from which to ask.
+
+The first worker is behind nginx and, for who has a certificate, on a port of its own; the
+second asks for no certificates: it knows tokens alone. All keys, passwords and tokens are
+made here, and gone with the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from support.certificates import Authority
+from support.namespaces import network
+from support.nginx import USER, Nginx, nginx, prepare, socket_path
+from support.programs import DDUMP, running_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.certificates import Pair
+    from support.namespaces import Host, Network
+    from support.programs import Worker
+
+NAME = "worker.example"
+CERTIFICATE_PORT = 8476
+TOKEN_PORT = 8477
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What curl was answered; ``status`` is 0 when it was not."""
+
+    status: int
+    headers: dict[str, list[str]]
+    body: bytes
+    error: str
+
+    @property
+    def problem(self) -> dict:
+        assert self.headers["content-type"] == ["application/problem+json"], self
+        problem = json.loads(self.body)
+        assert problem["status"] == self.status
+        return problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What was made: see above. ``worker`` and ``bare`` are the two workers."""
+
+    net: Network
+    folder: Path
+    authority: Authority
+    server: Pair
+    nginx: Nginx
+    worker: Worker
+    bare: Worker
+    user: str
+    password: str = field(repr=False)
+    token: str = field(repr=False)
+
+    @property
+    def host(self) -> Host:
+        return self.nginx.host
+
+    @property
+    def client(self) -> Host:
+        return self.net.client
+
+    @property
+    def url(self) -> str:
+        """Where nginx is."""
+        return self.nginx.url
+
+    @property
+    def certificate_url(self) -> str:
+        """Where the first worker asks for certificates itself."""
+        return f"https://{self.host.address}:{CERTIFICATE_PORT}"
+
+    @property
+    def token_url(self) -> str:
+        """Where the second worker asks for tokens."""
+        return f"https://{self.host.address}:{TOKEN_PORT}"
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """Return ``arguments`` as they are run at the client's."""
+        return self.client.command(*map(str, arguments))
+
+    def curl_command(self, *arguments: str | Path) -> list[str]:
+        return self.command("curl", "-sS", "--cacert", self.authority.cert, *arguments)
+
+    def curl(self, *arguments: str | Path) -> Answer:
+        """Ask with curl for something that ends."""
+        done = subprocess.run(
+            self.curl_command("-i", "--max-time", "10", *arguments),
+            check=False,
+            capture_output=True,
+        )
+        head, _, body = done.stdout.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers: dict[str, list[str]] = {}
+        for line in lines:
+            name, _, value = line.partition(": ")
+            headers.setdefault(name.lower(), []).append(value)
+        match = re.match(r"HTTP/1\.1 ([0-9]{3})", first)
+        return Answer(
+            int(match[1]) if match else 0, headers, body, done.stderr.decode()
+        )
+
+    def run(
+        self, *arguments: str | Path, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess:
+        """Run ``ddump`` for something that ends."""
+        return subprocess.run(
+            self.command(DDUMP, *arguments),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env={**os.environ, "NETRC": "/dev/null", **(env or {})},
+        )
+
+    def running(self) -> int:
+        """Return how many streams the worker behind nginx has."""
+        answer = self.curl(*bearer(self.token), f"{self.url}/api/v1/status")
+        assert answer.status == 200, answer
+        return json.loads(answer.body)["states"]["running"]
+
+    def await_running(self, count: int, *, seconds: float = 8) -> None:
+        deadline = time.monotonic() + seconds
+        while (found := self.running()) != count:
+            assert time.monotonic() < deadline, f"{found} streams, not {count}"
+
+    def ping(self, count: int = 1) -> None:
+        """Have the client ping the host, which answers."""
+        self.client.run("ping", "-c", str(count), "-i", "0.2", self.host.address)
+
+    def connect(self, pair: Pair | None = None, *, port: int = 8475) -> ssl.SSLSocket:
+        """Return a TLS connection from the client to the host."""
+        context = ssl.create_default_context(cafile=str(self.authority.cert))
+        if pair is not None:
+            context.load_cert_chain(pair.cert, pair.key)
+        with self.client.entered():
+            plain = socket.create_connection((self.host.address, port), 5)
+        return context.wrap_socket(plain, server_hostname=self.host.address)
+
+    def revoke(self, *pairs: Pair) -> None:
+        """Revoke certificates where workers and nginx read of it; nobody is told."""
+        self.authority.revoke(*pairs)
+        shutil.copy(self.authority.crl, self.folder / "etc/ddump/crl.pem")
+
+
+def certificate(pair: Pair) -> list[str | Path]:
+    """Return curl's and ddump's options that show a certificate."""
+    return ["--cert", pair.cert, "--key", pair.key]
+
+
+def bearer(token: str) -> list[str]:
+    """Return curl's options that show a token."""
+    return ["-H", f"Authorization: Bearer {token}"]
+
+
+@contextlib.contextmanager
+def site(*options: str) -> Iterator[Site]:
+    """Make a site; ``options`` are of the first worker."""
+    with contextlib.ExitStack() as stack:
+        # Not in a test's own folder: www-data has to get in, and sockets' paths are short.
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="ddump-site-"))
+        )
+        folder.chmod(0o755)
+        net = stack.enter_context(network(1, prefix="ddump-site"))
+        (host,) = net.hosts
+        keys = folder / "keys"
+        keys.mkdir()
+        authority = Authority(keys)
+        server = authority.server(NAME, host.address)
+        user, password = "alice", secrets.token_urlsafe(24)
+        token = secrets.token_urlsafe(24)
+        prepare(folder, authority=authority, server=server, passwords={user: password})
+        tokens = keys / "tokens"
+        tokens.touch(0o600)
+        tokens.write_text(f"# who\ntests:{token}\n")
+        ours = folder / "etc/ddump"
+        # Nothing of nginx's is captured, nor what goes from one worker to its client.
+        common = (
+            "--tls-cert", f"{server.cert}", "--tls-key", f"{server.key}",
+            "--tls-crl", f"{ours}/crl.pem", "--token-file", f"{tokens}",
+            "--exclude", f"tcp portrange 8475-{TOKEN_PORT}",
+        )  # fmt: skip
+        behind = (
+            "--listen", f"unix:{socket_path(folder)}", "--listen-group", USER,
+            "--listen", f"{host.address}:{CERTIFICATE_PORT}",
+            "--proxy-uid", USER, "--tls-client-ca", f"{authority.cert}",
+        )  # fmt: skip
+        worker = stack.enter_context(
+            running_worker(*behind, *common, *options, host=host)
+        )
+        bare = stack.enter_context(
+            running_worker(
+                "--listen", f"{host.address}:{TOKEN_PORT}", *common, host=host
+            )
+        )
+        yield Site(
+            net=net,
+            folder=folder,
+            authority=authority,
+            server=server,
+            nginx=stack.enter_context(nginx(host, folder)),
+            worker=worker,
+            bare=bare,
+            user=user,
+            password=password,
+            token=token,
+        )
