@@ -54,6 +54,15 @@ class Worker:
     def text(self) -> str:
         return "".join(self.said)
 
+    async def hang_up(self) -> None:
+        """Have it read its files again, and wait until it has done so, or has not."""
+        before = self._reloads()
+        self.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: self._reloads() > before)
+
+    def _reloads(self) -> int:
+        return len(re.findall("read all files again|nothing is changed", self.text))
+
     def capture_url(self, path: str = "/capture", **parameters: str) -> str:
         query = aiohttp.helpers.URL(self.url).with_path(path)
         return str(query.with_query(parameters))
@@ -84,6 +93,10 @@ class Worker:
             for task in Path(f"/proc/{self.pid}/task").iterdir()
             for word in (task / "children").read_text().split()
         ]
+
+    def descriptors(self) -> int:
+        """Return how many files it has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     def packet_sockets(self) -> int:
         """Return how many packet sockets with a protocol the process has open."""
@@ -118,16 +131,20 @@ async def worker(
     prefix: Sequence[str] = (),
     program: Sequence[str] = (PYTHON, "-m", "ddump_worker"),
     env: dict[str, str] | None = None,
+    anonymous: bool = True,
     exit_code: int = 0,
     complaints: Sequence[str] = _COMPLAINTS,
 ) -> AsyncIterator[Worker]:
-    """Run a worker until the body is done; it may also end in it."""
+    """Run a worker until the body is done; it may also end in it.
+
+    ``anonymous`` is whether it lets anybody in.
+    """
     addresses = [word for address in listen for word in ("--listen", address)]
     process = await asyncio.create_subprocess_exec(
         *prefix,
         *program,
         *addresses,
-        "--allow-anonymous",
+        *(["--allow-anonymous"] if anonymous else []),
         *options,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(env or {})},

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["ServedNames", "check_origin", "single_host"]
 
 # RFC 9110, 7.2; RFC 3986, 3.2.2: an address in brackets, or a name; then a port.
-_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+[^\]\s]*\]|[^\s\[\]:/@,]*)(?::[0-9]*)?")
+_HOST = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[!-Z^-~]+)?\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]*)?"
+)
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?")
 _FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 
@@ -63,14 +65,18 @@ class ServedNames:
         if match is None:
             raise UsageError(f"{printable(host)!r} is not a host")
         name = _normal(match["host"])
-        if _is_address(name) or name in self.names:
-            return
-        if "*." + name.partition(".")[2] in self.names:
+        if _is_address(name) or self._has(name):
             return
         raise MisdirectedError(
             f"this worker does not go by the name {printable(name)!r}",
             hint=f"--server-name {printable(name)} has it do so, or ask for its address",
         )
+
+    def _has(self, name: str) -> bool:
+        label, _, parent = name.partition(".")
+        if label in ("", "*"):
+            return False
+        return name in self.names or f"*.{parent}" in self.names
 
 
 def _normal(name: str) -> str:

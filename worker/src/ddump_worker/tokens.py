@@ -53,21 +53,17 @@ class Tokens:
                 continue
             label, _, token = text.partition(b":")
             name = label.decode(errors="replace")
-            if not _NAME.fullmatch(name):
+            # By number alone: who swaps them has a token for a name.
+            if not _NAME.fullmatch(name) or not _TOKEN.fullmatch(token):
                 raise UsageError(
-                    f"line {number} does not begin with NAME: and a token",
-                    hint="a name is up to 64 letters, digits and . _ @ -",
-                )
-            if not _TOKEN.fullmatch(token):
-                raise UsageError(
-                    f"line {number}: the token of {name} is not 16 to 1024 visible "
-                    "ASCII characters",
-                    hint="for example those of openssl rand -hex 32",
+                    f"line {number} is not NAME:TOKEN",
+                    hint="a name is up to 64 letters, digits and . _ @ -, a token 16 to "
+                    "1024 visible ASCII characters, as of openssl rand -hex 32",
                 )
             if name in digests:
-                raise UsageError(f"line {number}: there is a token of {name} already")
+                raise UsageError(f"line {number}: the name is there already")
             if digest(token) in digests.values():
-                raise UsageError(f"line {number}: {name} has the token of another")
+                raise UsageError(f"line {number}: the token is there already")
             digests[name] = digest(token)
         return cls(digests)
 
