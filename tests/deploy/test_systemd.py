@@ -1,0 +1,338 @@
+"""The fleet of ``deploy/README.rst``: its own lines, on hosts that a real systemd runs.
+
+Not run are the two lines that make and pack the programs: each machine has those of this
+checkout. ``ssh`` is a shell on the machine that it names; all else is the real thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.machines import Machine, await_fact, machine, write_hosts
+from support.namespaces import Host, network
+from support.programs import BIN, started
+from support.roots import CHECKOUT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.live, pytest.mark.process]
+
+UNIT = "ddump-worker.service"
+ONLY_NET_RAW = f"{1 << 13:016x}"
+NOTHING = f"{0:016x}"
+_SSH = """#!/bin/sh
+host=${1#root@}
+shift
+exec nsenter --target "$(cat "$(dirname "$0")/$host.pid")" --all --root --wd sh -c "$*"
+"""
+# Long enough for the worker on a busy machine, and for a test to wait for.
+_DROP_IN = "[Service]\nWatchdogSec=3s\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Two machines that the README's lines have made workers; ``said`` is their output."""
+
+    client: Host
+    web1: Machine
+    db1: Machine
+    folder: Path
+    hosts: Path
+    said: str
+
+    def command(self, script: str) -> list[str]:
+        """Return ``script`` as somebody runs it, on a desk in the same network."""
+        return self.client.command(
+            "unshare", "--mount", "sh", "-ec",
+            f"mount --bind '{self.hosts}' /etc/hosts; cd '{self.folder}'; {script}",
+        )  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PATH": f"{self.folder}:{BIN}:{os.environ['PATH']}"}
+
+    def run(self, script: str, *, code: int = 0) -> str:
+        done = subprocess.run(
+            self.command(script),
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=40,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def make_client(self, name: str) -> str:
+        """Make a certificate; return how ddump is told of it."""
+        self.run(f"ddump pki client {name}")
+        files = (
+            f"--cert ddump-pki/clients/{name}.pem --key ddump-pki/clients/{name}.key"
+        )
+        return f"ddump --ca ddump-pki/ca.pem {files}"
+
+    @contextlib.contextmanager
+    def capturing(self, ddump: str, rest: str):
+        """Run ``ddump`` with ``rest`` until the body has a packet; yield its process."""
+        with (
+            started(
+                self.command(f"exec {ddump} {rest} -w -"),
+                env=self.environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            ) as process,
+        ):
+            yield process
+
+
+def blocks(path: Path) -> list[str]:
+    """Return the literal blocks of an RST file, without their margin."""
+    found = re.findall(r"::\n\n((?:    .*\n|\n)+)", path.read_text())
+    return [re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in found]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fleet")
+    with network(2, prefix="fleet") as net, contextlib.ExitStack() as stack:
+        addresses = {"web1": net.hosts[0].address, "db1": net.hosts[1].address}
+        machines = []
+        for name, host in zip(addresses, net.hosts, strict=True):
+            running = stack.enter_context(
+                machine(name, host, addresses=addresses, folder=folder)
+            )
+            (folder / f"{name}.pid").write_text(str(running.pid))
+            drop_in = running.path(f"/etc/systemd/system/{UNIT}.d/test.conf")
+            drop_in.parent.mkdir()
+            drop_in.write_text(_DROP_IN)
+            machines.append(running)
+        (folder / "ssh").write_text(_SSH)
+        (folder / "ssh").chmod(0o755)
+        (folder / "deploy").symlink_to(CHECKOUT / "deploy")
+        made = Fleet(
+            client=net.client,
+            web1=machines[0],
+            db1=machines[1],
+            folder=folder,
+            hosts=write_hosts(folder / "hosts", addresses),
+            said="",
+        )
+        lines = blocks(CHECKOUT / "deploy/README.rst")[0].splitlines(keepends=True)
+        assert [line.split()[0] for line in lines[:2]] == ["make", "pip"]
+        said = made.run("".join(lines[2:]))
+        assert [each.unit(UNIT)["NRestarts"] for each in machines] == ["0", "0"]
+        yield Fleet(**{**{k: getattr(made, k) for k in made.__slots__}, "said": said})
+
+
+@pytest.fixture
+def web1(fleet):
+    """The first machine, with its worker running."""
+    fleet.web1.run("systemctl", "start", UNIT)
+    return fleet.web1
+
+
+def main_pid(host: Machine) -> str:
+    return host.unit(UNIT)["MainPID"]
+
+
+def test_ten_lines_show_the_last_minute_of_two_hosts(fleet):
+    replies = re.findall(r"IP \S+ > \S+: ICMP echo reply", fleet.said)
+    # Each of three, where it leaves.
+    assert len(replies) == 3, fleet.said
+    for target in ("web1: 6", "db1: 0", "all: 6"):
+        assert f"\n{target} packets received, 0" in fleet.said
+    for host in (fleet.web1, fleet.db1):
+        unit = host.unit(UNIT)
+        assert (unit["ActiveState"], unit["UnitFileState"]) == ("active", "enabled")
+
+
+def test_the_unit_is_verified_and_its_exposure_is_below_two(web1):
+    path = f"/etc/systemd/system/{UNIT}"
+    assert web1.path(path).read_bytes() == (CHECKOUT / "deploy" / UNIT).read_bytes()
+    assert web1.run("systemd-analyze", "verify", "--recursive-errors=yes", path) == ""
+    told = web1.run("systemd-analyze", "security", "--no-pager", "--offline=true", path)
+    exposure = re.search(r"Overall exposure level for \S+: (\S+)", told)[1]
+    assert float(exposure) < 2.0
+    assert (
+        f"rates\nits exposure {exposure} of 10"
+        in (CHECKOUT / "deploy/README.rst").read_text()
+    )
+
+
+def test_it_runs_as_its_own_user_with_one_capability(fleet, web1):
+    ddump = fleet.make_client("carol")
+    with fleet.capturing(ddump, "-c 1 -f icmp https://web1") as capture:
+        assert capture.stdout.read(24)
+        for task in web1.path(f"/proc/{main_pid(web1)}/task").iterdir():
+            said = dict(
+                line.partition(":\t")[::2]
+                for line in (task / "status").read_text().splitlines()
+            )
+            user = web1.run("id", "--user", "ddump").strip()
+            assert set(said["Uid"].split()) == {user} != {"0"}
+            for name in ("CapEff", "CapPrm", "CapBnd"):
+                assert said[name] == ONLY_NET_RAW
+            for name in ("CapInh", "CapAmb"):
+                assert said[name] == NOTHING
+            assert (said["NoNewPrivs"], said["Seccomp"]) == ("1", "2")
+        fleet.run("ping -c 1 web1")
+        assert capture.wait(10) == 0
+
+
+def test_its_files_are_its_own(web1):
+    for path, expected in {
+        "/etc/ddump/server.key": "root:ddump 640",
+        "/etc/ddump": "root:ddump 750",
+        "/var/lib/ddump": "ddump:ddump 700",
+        "/var/lib/ddump/ring": "ddump:ddump 700",
+    }.items():
+        assert web1.run("stat", "--format=%U:%G %a", path).strip() == expected
+    web1.run("runuser", "-u", "nobody", "cat", "/etc/ddump/server.key", code=1)
+
+
+def test_it_is_active_only_when_it_takes_requests(fleet, web1):
+    web1.run("systemctl", "stop", UNIT)
+    web1.run("systemctl", "start", "--no-block", UNIT)
+    await_fact(lambda: main_pid(web1) != "0")
+    web1.run("systemctl", "kill", "--signal=STOP", UNIT)
+    assert web1.unit(UNIT)["ActiveState"] == "activating"
+    # Nobody listens there yet.
+    assert fleet.run("curl -s https://web1:8475/", code=7) == ""
+    web1.run("systemctl", "kill", "--signal=CONT", UNIT)
+    web1.run("systemctl", "start", UNIT)  # waits for the start that is under way
+    assert web1.unit(UNIT)["SubState"] == "running"
+    fleet.run("curl -s --insecure https://web1:8475/", code=56)  # certificate required
+
+
+def test_the_watchdog_ends_a_worker_that_hangs(web1):
+    before = web1.unit(UNIT)
+    web1.run("kill", "-STOP", before["MainPID"])
+    await_fact(lambda: int(web1.unit(UNIT)["NRestarts"]) > int(before["NRestarts"]))
+    web1.run("systemctl", "start", UNIT)
+    after = web1.unit(UNIT)
+    assert after["SubState"] == "running"
+    assert after["MainPID"] != before["MainPID"]
+    journal = web1.journal(UNIT)
+    assert "Watchdog timeout" in journal
+    # What it did meanwhile, by thread.
+    assert "Fatal Python error: Aborted" in journal
+    assert "recorder.py" in journal
+
+
+def test_what_was_recorded_survives_a_kill(fleet, web1):
+    ddump = fleet.make_client("dave")
+    fleet.run("ping -c 1 -s 1234 web1")
+
+    def is_in_the_ring() -> bool:
+        window = f"{ddump} --last 1m -w - https://web1 | tcpdump -nr-"
+        return "echo request" in fleet.run(f"{window} 'icmp and greater 1234'")
+
+    await_fact(is_in_the_ring)
+    before = web1.unit(UNIT)
+    web1.run("kill", "-KILL", before["MainPID"])
+    await_fact(lambda: int(web1.unit(UNIT)["NRestarts"]) > int(before["NRestarts"]))
+    web1.run("systemctl", "start", UNIT)
+    assert main_pid(web1) != before["MainPID"]
+    await_fact(is_in_the_ring)  # once what was there is adopted
+
+
+def test_a_push_lets_in_no_more_who_is_revoked(fleet, web1):
+    before = main_pid(web1)
+    alice, bob = fleet.make_client("alice2"), fleet.make_client("bob")
+    stream = "-f icmp https://web1"
+    with (
+        fleet.capturing(alice, stream) as hers,
+        fleet.capturing(bob, f"-c 2 {stream}") as his,
+    ):
+        for capture in (hers, his):
+            assert capture.stdout.read(24)
+        lines = blocks(CHECKOUT / "deploy/README.rst")[1]
+        assert lines.startswith("ddump pki revoke alice\n")
+        fleet.run(lines.replace("alice", "alice2"))
+        assert hers.wait(10) != 0
+        assert b"revoked" in hers.stderr.read()
+        fleet.run("ping -c 1 web1")
+        assert his.wait(10) == 0
+    assert "revoked" in fleet.run(f"{alice} --last 1m https://web1 -w - 2>&1", code=3)
+    assert main_pid(web1) == before
+
+
+def test_a_new_certificate_is_shown_after_a_push(fleet, web1):
+    def serial() -> str:
+        return fleet.run(
+            "openssl s_client -connect web1:8475 </dev/null 2>/dev/null | "
+            "openssl x509 -noout -serial"
+        )
+
+    before, pid = serial(), main_pid(web1)
+    fleet.run(blocks(CHECKOUT / "deploy/README.rst")[2])
+    await_fact(lambda: serial() != before)
+    assert main_pid(web1) == pid
+
+
+def test_a_reload_of_what_is_wrong_changes_nothing(fleet, web1):
+    erin = fleet.make_client("erin")
+    before, crl = main_pid(web1), web1.path("/etc/ddump/crl.pem")
+    text = crl.read_text()
+    crl.write_text("no list\n")
+    try:
+        web1.run("systemctl", "reload", UNIT)
+        await_fact(lambda: "/etc/ddump/crl.pem" in web1.journal(UNIT))
+        fleet.run(f"{erin} --duration 0.1s https://web1 -w /dev/null")
+    finally:
+        crl.write_text(text)
+    web1.run("systemctl", "reload", UNIT)
+    unit = web1.unit(UNIT)
+    assert (unit["MainPID"], unit["ActiveState"]) == (before, "active")
+
+
+def test_it_ends_streams_as_they_are_and_then_itself(fleet, web1):
+    ddump = fleet.make_client("frank")
+    with fleet.capturing(ddump, "--no-reconnect -f icmp https://web1") as capture:
+        assert capture.stdout.read(24)
+        web1.run("systemctl", "stop", UNIT)
+        capture.wait(10)
+        assert b"its worker shut down" in capture.stderr.read()
+    unit = web1.unit(UNIT)
+    assert (unit["Result"], unit["ExecMainStatus"]) == ("success", "0")
+    assert unit["ActiveState"] == "inactive"
+    assert web1.run("pgrep", "--uid", "ddump", code=1) == ""
+
+
+def test_behind_a_proxy_it_gives_the_socket_to_that_group(web1):
+    toml, drop_in = blocks(CHECKOUT / "deploy/README.rst")[3:5]
+    settings = web1.path("/etc/ddump/worker.toml")
+    before = settings.read_text()
+    place = web1.path(f"/etc/systemd/system/{UNIT}.d/proxy.conf")
+    try:
+        place.write_text(drop_in)
+        kept = [
+            line
+            for line in before.splitlines()
+            if not re.match("listen|tls-(cert|key|client-ca) ", line)
+        ]
+        exclude = 'exclude = ["tcp port 443"]'
+        settings.write_text("\n".join([toml, exclude, *kept]))
+        web1.run("systemctl", "daemon-reload")
+        web1.run("systemctl", "restart", UNIT)
+        socket = "/run/ddump/worker.sock"
+        told = web1.run("stat", "--format=%U:%G %a", socket)
+        assert told == "ddump:www-data 660\n"
+        web1.run(
+            "runuser", "-u", "www-data", "--", "curl", "--fail", "--unix-socket",
+            socket, "http://localhost/api/v1/health",
+        )  # fmt: skip
+    finally:
+        settings.write_text(before)
+        place.unlink()
+        web1.run("systemctl", "daemon-reload")
+        web1.run("systemctl", "restart", UNIT)
