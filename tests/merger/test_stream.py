@@ -269,6 +269,36 @@ async def test_hints(status, expected):
 
 
 @pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("", "see --user and --token-file"),
+        ('Basic realm="x"', "see --user"),
+        ("Bearer", "see --token-file"),
+        ('bearer, basic realm="y"', "see --user and --token-file"),
+        ("Negotiate", ""),
+    ],
+)
+async def test_what_a_server_asks_for(asked, hint):
+    headers = {"www_authenticate": asked} if asked else {}
+    assert (await refused(answer("401 x", **headers))).hint == hint
+
+
+@pytest.mark.parametrize("kind", ["password", "token"])
+async def test_what_was_shown_is_not_right(kind):
+    async with serving(answer("401 x", www_authenticate="Bearer")) as server:
+        user = Keyring(user="a", password="b")  # noqa: S106  # of no account
+        target = parse_target(
+            server.url,
+            keyring=user if kind == "password" else Keyring(token="t"),  # noqa: S106
+        )
+        async with open_session(None) as session:
+            one = HttpSource(target, session, connect_timeout_ns=SECOND)
+            with pytest.raises(RefusedError) as caught:
+                await one.open()
+    assert caught.value.hint == f"is the {kind} right?"
+
+
+@pytest.mark.parametrize(
     ("headers", "expected"),
     [
         ({}, "redirects to nowhere,"),
