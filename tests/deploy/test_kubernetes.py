@@ -40,10 +40,9 @@ VERSIONS = ("1.28", kubernetes_validate.latest_version())
 _RUN = (
     ENTER
     + """
-bind "$VOLUMES/settings" etc/ddump
-mount -o remount,bind,ro etc/ddump
-bind "$VOLUMES/ring" var/lib/ddump
-mkdir run/ddump
+show "$VOLUMES/settings" etc/ddump
+mkdir -p var/lib/ddump run/ddump
+mount --bind "$VOLUMES/ring" var/lib/ddump
 mount -t tmpfs -o mode=777 tmpfs run/ddump
 pivot_root . mnt
 umount -l mnt

@@ -24,15 +24,17 @@ mount -t overlay root "$ROOT/root" \
     -o "lowerdir=/,upperdir=$ROOT/upper,workdir=$ROOT/work"
 cd "$ROOT/root"
 
-bind() {
+# Whatever happens there, nothing here is written or removed.
+show() {
     mkdir -p "$2"
-    mount --bind "$1" "$2"
+    mount --show "$1" "$2"
+    mount -o remount,bind,ro "$2"
 }
 rm -rf opt/ddump
-bind "$PREFIX" opt/python
-bind "$PACKAGES" opt/ddump/packages
+show "$PREFIX" opt/python
+show "$PACKAGES" opt/ddump/packages
 for each in common worker; do
-    bind "$CHECKOUT/$each/src" "opt/ddump/src/$each"
+    show "$CHECKOUT/$each/src" "opt/ddump/src/$each"
 done
 mkdir -p "opt/ddump/lib/$PYTHON/site-packages" opt/ddump/bin
 printf '%s\n' /opt/ddump/packages /opt/ddump/src/common /opt/ddump/src/worker \
