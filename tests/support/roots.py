@@ -27,7 +27,7 @@ cd "$ROOT/root"
 # Whatever happens there, nothing here is written or removed.
 show() {
     mkdir -p "$2"
-    mount --show "$1" "$2"
+    mount --bind "$1" "$2"
     mount -o remount,bind,ro "$2"
 }
 rm -rf opt/ddump
