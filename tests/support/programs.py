@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from support.namespaces import Host
@@ -104,17 +105,21 @@ def running_worker(*options: str, host: Host | None = None) -> Iterator[Worker]:
     assert process.returncode == 0, "".join(said)
 
 
-def status(url: str) -> dict:
+def status(url: str, context: ssl.SSLContext | None = None) -> dict:
     """Return what a worker says of itself."""
-    with urllib.request.urlopen(f"{url}/api/v1/status", timeout=5) as answer:  # noqa: S310
+    with urllib.request.urlopen(  # noqa: S310
+        f"{url}/api/v1/status", timeout=5, context=context
+    ) as answer:
         return json.load(answer)
 
 
-def await_streams(urls: list[str], running: int = 1) -> None:
+def await_streams(
+    urls: list[str], running: int = 1, *, context: ssl.SSLContext | None = None
+) -> None:
     """Wait until each worker of ``urls`` has ``running`` streams."""
     deadline = time.monotonic() + START_SECONDS
     for url in urls:
-        while status(url)["states"].get("running", 0) != running:
+        while (told := status(url, context))["states"].get("running", 0) != running:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{url} has not {running} streams: {status(url)}")
+                raise TimeoutError(f"{url} has not {running} streams: {told}")
             time.sleep(0.02)  # the worker tells nobody by itself: ask again

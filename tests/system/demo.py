@@ -3,7 +3,8 @@ and once more out of the rings.
 
 ``make demo`` runs this. Where namespaces may be made, the two hosts are namespaces on
 a bridge, ping each other and ask each other for a name; else they are two workers on
-loopback ports that exclude each other. Everything that is started here is stopped here.
+loopback ports that exclude each other. Who is who they show by certificates, of an
+authority that is made for this. Everything that is started here is stopped here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import itertools
 import shlex
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,8 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.namespaces import may_make_namespaces, network
-from support.programs import DDUMP, await_streams, started, worker
+from support.programs import DDUMP, await_streams, running_worker, started
 
+# Of the authority, in the folder in which all of this runs.
+CA, CRL = "ddump-pki/ca.pem", "ddump-pki/crl.pem"
+CLIENT = ("ddump-pki/clients/me.pem", "ddump-pki/clients/me.key")
 FILTER = "icmp or udp port 53"
 SECONDS = 6
 # A question for the address of www.example.org (RFC 1035, section 4).
@@ -59,7 +64,8 @@ def show(
     options: list[str], hidden: list[str], targets: list[str], traffic, *, prefix
 ) -> None:
     """Run ``ddump OPTIONS TARGETS | tcpdump`` while ``traffic`` runs, until both end."""
-    words = [*options, "-f", FILTER, *targets]
+    shown = ["--ca", CA, "--cert", CLIENT[0], "--key", CLIENT[1]]
+    words = [*options, *shown, "-f", FILTER, *targets]
     say(f"$ {shlex.join(['ddump', *words])} | tcpdump -nlr-\n")
     with (
         started([*prefix, DDUMP, *hidden, *words], stdout=subprocess.PIPE) as ddump,
@@ -71,6 +77,35 @@ def show(
         traffic()
         tcpdump.wait(SECONDS + 6)
         ddump.wait(SECONDS)
+
+
+def make_certificates(stack: contextlib.ExitStack, *servers: list[str]) -> None:
+    """Go to a new folder, which is removed at the end, and make an authority there."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ddump-demo-"))
+    stack.enter_context(contextlib.chdir(folder))
+    commands = [["init"], *(["server", *names] for names in servers), ["client", "me"]]
+    for words in commands:
+        say(f"$ {shlex.join(['ddump', 'pki', *words])}")
+        subprocess.run([DDUMP, "pki", *words], stdout=subprocess.DEVNULL, check=True)
+    say("")
+
+
+def start(stack, listen: str, name: str, *options: str, host=None) -> str:
+    """Start a worker that lets in who shows a certificate; return its URL."""
+    running = running_worker(
+        "--listen", listen, *options, *ring(stack),
+        "--tls-cert", f"ddump-pki/servers/{name}.pem",
+        "--tls-key", f"ddump-pki/servers/{name}.key",
+        "--tls-client-ca", CA, "--tls-crl", CRL,
+        host=host,
+    )  # fmt: skip
+    return stack.enter_context(running).addresses[0]
+
+
+def await_capture(workers: list[str]) -> None:
+    context = ssl.create_default_context(cafile=CA)
+    context.load_cert_chain(*CLIENT)
+    await_streams(workers, context=context)
 
 
 def ring(stack: contextlib.ExitStack) -> list[str]:
@@ -85,22 +120,18 @@ def ring(stack: contextlib.ExitStack) -> list[str]:
 def with_namespaces() -> None:
     with network(2, prefix="ddump-demo") as net, contextlib.ExitStack() as stack:
         web, db = net.hosts
-        # Open on a network that exists only for this demonstration.
+        say(
+            "Who may see what crosses a host, and who is that host? Certificates tell:\n"
+        )
+        make_certificates(stack, ["web", web.address], ["db", db.address])
         workers = [
-            stack.enter_context(
-                worker(
-                    f"{host.address}:8475",
-                    "--allow-plaintext",
-                    *ring(stack),
-                    host=host,
-                )
-            )
-            for host in (web, db)
+            start(stack, f"{host.address}:8475", name, host=host)
+            for name, host in (("web", web), ("db", db))
         ]
 
         def traffic() -> None:
             with net.client.entered():
-                await_streams(workers)
+                await_capture(workers)
             pings = subprocess.Popen(
                 web.command("ping", "-c", "2", "-i", "0.5", db.address),
                 stdout=subprocess.DEVNULL,
@@ -132,20 +163,16 @@ def with_namespaces() -> None:
 def with_loopback() -> None:
     first, second = free_port(), free_port()
     with contextlib.ExitStack() as stack:
+        make_certificates(stack, ["localhost", "127.0.0.1"])
         workers = [
-            stack.enter_context(
-                worker(
-                    f"127.0.0.1:{own}",
-                    "--exclude",
-                    f"tcp port {other}",
-                    *ring(stack),
-                )
+            start(
+                stack, f"127.0.0.1:{own}", "localhost", "--exclude", f"tcp port {other}"
             )
             for own, other in itertools.permutations((first, second))
         ]
 
         def traffic() -> None:
-            await_streams(workers)
+            await_capture(workers)
             subprocess.run(
                 ["ping", "-c", "2", "-i", "0.5", "127.0.0.1"],
                 stdout=subprocess.DEVNULL,
