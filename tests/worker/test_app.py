@@ -14,11 +14,17 @@ from aiohttp import web
 
 from ddump_common.errors import CaptureError
 from ddump_worker import handlers
+from ddump_worker.access import Grant
 from ddump_worker.app import create_app
 from ddump_worker.capture import LiveCapture
-from ddump_worker.connections import Connections
+from ddump_worker.config import Config
+from ddump_worker.connections import Connection, Connections
 from ddump_worker.core import Plan
+from ddump_worker.door import Door
+from ddump_worker.gate import Gate
+from ddump_worker.listen import Listener, parse_address
 from ddump_worker.streams import Streams
+from ddump_worker.trust import Trust
 
 
 class Failing:
@@ -60,8 +66,8 @@ class Core(SimpleNamespace):
     def __init__(self, *, failure: Exception, planning: bool = False):
         handle = Failing(failure)
 
-        async def plan(_, *, client):
-            assert client == "127.0.0.1"
+        async def plan(order):
+            assert order.client.host == "127.0.0.1"
             if planning:
                 raise failure
             return Plan(program=b"", host=[], chosen=frozenset())
@@ -76,8 +82,11 @@ class Core(SimpleNamespace):
                 on_close=handle.close,
             )
 
+        config = Config(listen=(parse_address("127.0.0.1:0"),), allow_anonymous=True)
         super().__init__(
             plan=plan,
+            grant=lambda *_: Grant(),
+            door=Door(config, Trust(), node="test"),
             handle=handle,
             captures=SimpleNamespace(open=opened),
             streams=Streams(),
@@ -85,29 +94,39 @@ class Core(SimpleNamespace):
         )
 
 
+def entries(caplog) -> list[dict]:
+    """Return what the log tells of requests."""
+    return [each.fields for each in caplog.records if each.message == "request"]
+
+
 @contextlib.asynccontextmanager
 async def serving(core):
     runner = web.AppRunner(create_app(core), handler_cancellation=True)
     await runner.setup()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: core.connections.protocol(runner.server), "127.0.0.1", 0
-    )
-    port = server.sockets[0].getsockname()[1]
+    listener = Listener(parse_address("127.0.0.1:0"))
     try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        async with (
+            asyncio.TaskGroup() as tasks,
+            aiohttp.ClientSession(listener.address.url(tls=False)) as http,
+        ):
+            gate = Gate(
+                runner.server, core.connections, context=lambda: None, tasks=tasks
+            )
+            accepting = tasks.create_task(gate._accept(listener.socket))
             yield http
+            core.connections.abort()
+            accepting.cancel()
     finally:
-        server.close()
-        core.connections.abort()
         await runner.cleanup()
+        listener.close()
         core.handle.close()
 
 
 @pytest.mark.parametrize(
     ("failure", "end", "traceback"),
     [
-        (CaptureError("the ring is gone"), "ended: the ring is gone;", False),
-        (ZeroDivisionError("unforeseen"), "ended: failed;", True),
+        (CaptureError("the ring is gone"), "the ring is gone", False),
+        (ZeroDivisionError("unforeseen"), "failed", True),
     ],
 )
 async def test_a_stream_that_breaks_ends_without_the_final_chunk(
@@ -120,11 +139,12 @@ async def test_a_stream_that_breaks_ends_without_the_final_chunk(
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()
     assert core.handle.closed
-    assert end in caplog.text
+    (entry,) = entries(caplog)
+    assert (entry["status"], entry["ended"]) == (200, end)
+    assert (entry["packets"], entry["undelivered"]) == (1, 3)
     assert ("Traceback" in caplog.text) is traceback
     assert core.streams.totals().packets == 1
     assert core.streams.totals().undelivered == 3
-    assert "3 undelivered" in caplog.text
     assert not core.streams.refused
 
 
@@ -148,7 +168,10 @@ async def test_what_fails_before_the_stream_is_told_and_logged(
         assert "unforeseen" not in str(answer)
     assert core.streams.refused == {"error": 1}
     assert ("Traceback" in caplog.text) is traceback
-    assert "refused 127.0.0.1:" in caplog.text
+    (entry,) = entries(caplog)
+    assert (entry["status"], entry["identity"]) == (500, "anonymous")
+    assert entry["address"].startswith("127.0.0.1:")
+    assert entry["ended"].startswith(title)
 
 
 async def test_missing_counters_do_not_keep_a_stream_from_ending(monkeypatch, caplog):
@@ -169,11 +192,25 @@ async def test_what_fails_outside_of_handlers_is_answered_too(caplog):
     core = Core(failure=CaptureError(""))
     runner = web.AppRunner(create_app(core))
     await runner.setup()
-    connection = core.connections.protocol(runner.server)
-    request = SimpleNamespace(writer=SimpleNamespace(output_size=0))
+    connection = Connection(
+        runner.server,
+        connections=core.connections,
+        loop=asyncio.get_running_loop(),
+        address="1.2.3.4:5",
+        give_up=lambda: None,
+    )
+
+    class Request(dict):
+        writer = SimpleNamespace(output_size=0)
+
+    caplog.set_level(logging.INFO)
+    request = Request()
     response = connection.handle_error(request, 500, ZeroDivisionError("secret"))
     assert response.status == 500
     assert b"secret" not in response.body
     assert "request failed" in caplog.text
+    (entry,) = entries(caplog)
+    assert (entry["status"], entry["address"]) == (500, "1.2.3.4:5")
+    assert (entry["identity"], entry["method"], entry["path"]) == (None, None, None)
     await runner.cleanup()
     core.handle.close()

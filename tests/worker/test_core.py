@@ -8,10 +8,14 @@ import pytest
 
 from ddump_common.api import Link, RingQuery
 from ddump_common.errors import FilterError, ParameterError
+from ddump_worker.access import Access
 from ddump_worker.capacity import ExhaustedError
 from ddump_worker.core import Core
+from ddump_worker.denial import ForbiddenError
 from ddump_worker.filters import FilterCompiler
+from ddump_worker.streams import Streams
 from ddump_worker.window import NoRingError
+from support.orders import order
 
 
 class Windows:
@@ -23,8 +27,8 @@ class Windows:
         if self.full:
             raise ExhaustedError("windows", "all are in use")
 
-    async def plan(self, query, *, now_ns):
-        return query, now_ns
+    async def plan(self, query, *, now_ns, oldest_ns):
+        return query, now_ns, oldest_ns
 
 
 def core(*, link=Link.SLL2, **given) -> Core:
@@ -32,12 +36,14 @@ def core(*, link=Link.SLL2, **given) -> Core:
         windows=Windows(), interfaces=lambda: {"eth0": {2, 3}, "lo": {1}}
     )
     parts = dict.fromkeys(
-        ["captures", "streams", "connections", "exclusion", "metrics", "started_ns"]
+        ["captures", "connections", "door", "exclusion", "metrics", "started_ns"]
     )
     return Core(
         **parts
         | {
             "config": SimpleNamespace(ring_link=link),
+            "access": Access(),
+            "streams": Streams(),
             "filters": FilterCompiler(),
             "recording": recording,
         }
@@ -45,10 +51,10 @@ def core(*, link=Link.SLL2, **given) -> Core:
     )
 
 
-async def planned(core, **query):
-    query = RingQuery(**query)
-    program, plan = await core.plan_window(query, now_ns=7, client="c")
-    assert plan == (query, 7)
+async def planned(core, *, granted=None, **query):
+    asked = order(RingQuery(**query), **(granted or {}))
+    program, plan = await core.plan_window(asked, now_ns=7)
+    assert plan == (asked.query, 7, asked.oldest_ns(7))
     return program
 
 
@@ -100,3 +106,26 @@ async def test_too_many_windows_are_refused_before_anything_is_compiled():
 async def test_without_a_ring_there_is_none():
     with pytest.raises(NoRingError):
         await planned(core(recording=None))
+
+
+async def test_the_rule_s_filter_holds_for_whatever_is_asked():
+    rule = {"filter": "not port 22"}
+    assert await planned(core(), granted=rule) == await compiled("", "not port 22")
+    program = await planned(core(), granted=rule, filter="udp", interfaces=("lo",))
+    assert program == await compiled("udp", "not port 22", "ifindex 1")
+
+
+async def test_how_far_back_it_goes_is_counted_from_the_request():
+    asked = order(RingQuery(), max_age_ns=5)
+    _, (_, now_ns, oldest_ns) = await core().plan_window(asked, now_ns=7)
+    assert (now_ns, oldest_ns) == (7, 2)
+
+
+async def test_too_many_streams_are_refused_before_anything_is_compiled():
+    parts = core(filters=None)
+    asked = order(RingQuery(filter="udp"), max_streams=1)
+    parts.streams.open(order=asked, started_ns=1)
+    with pytest.raises(ForbiddenError):
+        await parts.plan_window(asked, now_ns=7)
+    with pytest.raises(ForbiddenError):
+        await parts.plan(asked)

@@ -213,7 +213,7 @@ class TestCapture:
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
-            b"GET /capture?duration=0.1&filter=udp+port+1 HTTP/1.1\r\nHost: x\r\n\r\n"
+            b"GET /capture?duration=0.1&filter=udp+port+1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
         )
         answer = await reader.read()
         writer.close()
@@ -251,10 +251,10 @@ class TestCapture:
         with talker() as udp:
             reader, writer = await asyncio.open_connection(host, int(port))
             request = f"GET /capture?packets=1&filter={quote(udp.filter)} HTTP/1.1\r\n"
-            writer.write(request.encode() + b"Host: x\r\n\r\n")
+            writer.write(request.encode() + b"Host: localhost\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
             for _ in range(50):
-                writer.write(b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+                writer.write(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
                 await writer.drain()
             udp.send()
             rest = await reader.read()
@@ -383,10 +383,10 @@ class TestRefusals:
         [
             b"nonsense\r\n\r\n",
             b"GET / HTTP/9.9\r\n\r\n",
-            b"GET /capture?filter=" + b"a" * 50000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n",
+            b"GET /capture?filter=" + b"a" * 50000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header: 1\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-            b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
         ],
         ids=["nonsense", "version", "too long", "header", "tls", "many"],
     )
@@ -408,7 +408,7 @@ async def half_closed(url: str, target: str) -> bytes:
     """Ask, close the sending side, and return what comes until the worker closes."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     writer.write_eof()
     try:
         async with asyncio.timeout(2):

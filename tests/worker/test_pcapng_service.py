@@ -153,7 +153,7 @@ class TestNegotiation:
                 *running.url.removeprefix("http://").split(":")
             )
             writer.write(
-                b"GET /capture?duration=100ms HTTP/1.1\r\nHost: x\r\n"
+                b"GET /capture?duration=100ms HTTP/1.1\r\nHost: localhost\r\n"
                 b"Accept: text/html\r\nAccept: application/x-pcapng\r\n\r\n"
             )
             head = await reader.readuntil(b"\r\n\r\n")

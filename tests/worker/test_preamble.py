@@ -11,9 +11,10 @@ from ddump_worker.preamble import pcap_preamble, pcapng_preamble
 from support.pcapng_streams import Interface, PcapngStream
 
 
-def read(query: CaptureQuery) -> PcapngStream:
+def read(query: CaptureQuery, *, filter_run: str | None = None) -> PcapngStream:
     stream = PcapngStream()
-    stream.receive_data(pcapng_preamble(query))
+    filter_run = query.filter if filter_run is None else filter_run
+    stream.receive_data(pcapng_preamble(query, filter_run=filter_run))
     stream.receive_eof()
     return stream
 
@@ -51,3 +52,9 @@ def test_its_interface_is_what_was_asked_for():
 def test_the_longest_filter_is_whole():
     words = "udp or " * 583 + "udp"
     assert read(CaptureQuery(filter=words)).interface.filter == words
+
+
+def test_its_filter_is_the_one_that_was_run():
+    query = CaptureQuery(filter="udp")
+    run = "(not port 22) and (udp)"
+    assert read(query, filter_run=run).interface.filter == run

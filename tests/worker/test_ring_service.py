@@ -114,7 +114,7 @@ async def connect(running, request: str, *, receive_buffer: int | None = None):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.connect((parts.hostname, parts.port))
     reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 16)
-    writer.write(f"GET {request} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET {request} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
     await reader.readuntil(b"\r\n\r\n")
     return reader, writer
 

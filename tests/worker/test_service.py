@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from ddump_common.api import CaptureQuery
 from ddump_common.errors import CaptureError
 from ddump_worker import service
 from ddump_worker.streams import Streams
 from support.loopback import payloads, records, talker, tcpdump
 from support.namespaces import network
+from support.orders import order
 from support.workers import run, stop, wait_until, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
@@ -47,7 +47,7 @@ async def connect(running, request: str, *, receive_buffer: int | None = None):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.connect((parts.hostname, parts.port))
     reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 16)
-    writer.write(f"GET {request} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET {request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")
     return head, reader, writer
 
@@ -101,7 +101,7 @@ class TestClients:
             for number in range(30):
                 _, writer = await asyncio.open_connection(parts.hostname, parts.port)
                 writer.write(
-                    b"GET /capture?filter=udp+port+1 HTTP/1.1\r\nHost: x\r\n\r\n"
+                    b"GET /capture?filter=udp+port+1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
                 )
                 await writer.drain()
                 await asyncio.sleep(number * 0.006)  # at each stage of the opening
@@ -185,8 +185,8 @@ class TestClients:
                 assert len(found) == 2000
                 assert found[-1] == int.from_bytes(late[:8], "big") - 1
                 writer.close()
-        assert "ended: duration" in running.text
-        assert "0 dropped by the kernel, 0 by interfaces, 0 undelivered" in running.text
+        assert "ended=duration" in running.text
+        assert "dropped=0 interface_dropped=0 undelivered=0" in running.text
 
     async def test_what_a_client_leaves_in_the_ring_is_counted(self):
         async with worker() as running, client(running) as http:
@@ -209,7 +209,7 @@ class TestClients:
                 async with http.get("/metrics") as response:
                     text = await response.text()
                 assert f"ddump_worker_undelivered_packets_total {left}.0\n" in text
-        assert f"{left} undelivered" in running.text
+        assert f"undelivered={left} " in running.text
 
     async def test_slow_headers_are_cut_after_ten_seconds(self):
         async with worker() as running:
@@ -219,7 +219,7 @@ class TestClients:
                 for _ in range(3)
             ]
             began = time.monotonic()
-            second[1].write(b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
+            second[1].write(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await second[0].readuntil(b"}")
 
             async def trickle(pair) -> float:
@@ -622,8 +622,8 @@ class TestNamespace:
                 async with asyncio.timeout(12):
                     ends = [await process.wait() for process in fetching]
                 assert ends == [18, 0, 18, 0]  # 18: without the final chunk
-        assert running.text.count("ended: gone from this host: gone0;") == 1
-        assert running.text.count("ended: gone from this host: gone1;") == 1
+        assert running.text.count('ended="gone from this host: gone0"') == 1
+        assert running.text.count('ended="gone from this host: gone1"') == 1
         # The streams are numbered in the order in which they came.
         told = re.findall(
             r"WARNING stream \d: gone from this host: gone0\n", running.text
@@ -721,7 +721,7 @@ class TestUnixSocket:
             assert stat.S_IMODE(mode) == 0o660
             assert await self.fetch(path) == 200
         assert not path.exists()
-        assert "stream 1 for unix" in running.text
+        assert "identity=anonymous address=unix" in running.text
 
     async def test_the_file_of_a_dead_worker_is_replaced(self, tmp_path):
         path = tmp_path / "worker.sock"
@@ -757,7 +757,7 @@ class TestShutdown:
                     assert await quiet.content.read() == b""
                 async with asyncio.timeout(2):
                     await running.process.wait()
-        assert running.text.count("ended: shutdown") == 2
+        assert running.text.count("ended=shutdown") == 2
 
     async def test_a_stalled_stream_is_cut_and_logged(self):
         with talker() as udp:
@@ -774,7 +774,7 @@ class TestShutdown:
                 assert 2.5 < time.monotonic() - began < 5
                 writer.transport.abort()
         assert "1 streams were cut" in running.text
-        assert "ended: cut" in running.text
+        assert "ended=cut" in running.text
 
     async def test_an_idle_connection_does_not_hold_it_up(self):
         async with worker() as running:
@@ -790,7 +790,7 @@ class TestShutdown:
             parts = urlsplit(running.url)
             _, writer = await asyncio.open_connection(parts.hostname, parts.port)
             writer.write(
-                f"GET /capture?filter={SLOW} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+                f"GET /capture?filter={SLOW} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
             )
             await writer.drain()
             await wait_until(running.children)
@@ -857,9 +857,7 @@ async def test_the_watch_goes_on_when_counters_cannot_be_taken(monkeypatch, capl
     monkeypatch.setattr(service, "interfaces", refuse)
     monkeypatch.setattr(service, "_WATCH_SECONDS", 0.01)
     streams = Streams()
-    streams.open(
-        client="", query=CaptureQuery(), started_ns=0, interfaces=[], chosen=frozenset()
-    )
+    streams.open(order=order(), started_ns=0)
     core = SimpleNamespace(
         connections=SimpleNamespace(sweep=lambda: swept.append(1)),
         streams=streams,

@@ -8,9 +8,12 @@ import pytest
 
 from ddump_common.answers import StreamState
 from ddump_common.api import CaptureQuery, RingQuery
+from ddump_worker.denial import ForbiddenError
 from ddump_worker.heartbeat import Tally
+from ddump_worker.identity import Identity, IdentityKind
 from ddump_worker.interfaces import Interface
 from ddump_worker.streams import TRANSITIONS, DropMeter, Streams
+from support.orders import client, order
 
 QUERY = CaptureQuery(filter="udp")
 
@@ -51,8 +54,7 @@ def interface(index: int, dropped: int) -> Interface:
 
 def begin(streams: Streams, *, interfaces=(), chosen=frozenset()):
     return streams.open(
-        client="1.2.3.4:5",
-        query=QUERY,
+        order=order(QUERY),
         started_ns=7,
         interfaces=interfaces,
         chosen=chosen,
@@ -91,16 +93,15 @@ async def test_an_account_before_and_after_the_handle_is_open():
     stream.run(Capture(3, 400, 2))
     info = stream.info()
     assert (info.id, info.client, info.filter) == (1, "1.2.3.4:5", "udp")
+    assert info.identity == "anonymous"
     assert (info.packets, info.bytes, info.dropped) == (3, 400, 2)
     assert (info.buffer_bytes, info.started_ns) == (1 << 20, 7)
 
 
 async def test_a_window_s_account_is_its_own():
     streams = Streams()
-    window = streams.open(
-        client="1.2.3.4:5", query=RingQuery(follow=True), started_ns=7
-    )
-    assert not streams.open(client="", query=QUERY, started_ns=0).info().window
+    window = streams.open(order=order(RingQuery(follow=True)), started_ns=7)
+    assert not streams.open(order=order(QUERY), started_ns=0).info().window
     pull = Capture(5, 600, 9)
     pull.skipped, pull.position_ns, pull.granted = 8, 77, 0
     window.run(pull)
@@ -130,7 +131,7 @@ async def test_what_is_counted_for_heartbeats_is_of_the_moment():
 
 
 async def test_of_a_window_no_interface_is_asked():
-    stream = Streams().open(client="", query=RingQuery(), started_ns=1)
+    stream = Streams().open(order=order(RingQuery()), started_ns=1)
     capture = Capture(packets=3, dropped=2)
     capture.received, capture.skipped = None, 7
     stream.run(capture)
@@ -239,3 +240,22 @@ class TestDropMeter:
         meter.observe([])
         meter.observe([interface(7, 6)])
         assert meter.dropped == 6
+
+
+async def test_an_identity_has_so_many_at_once_wherever_it_comes_from():
+    streams = Streams()
+    alice = Identity(kind=IdentityKind.USER, name="alice")
+    first = order(who=client(alice, "1.1.1.1:1"), max_streams=2)
+    second = order(RingQuery(), who=client(alice, "2.2.2.2:2"), max_streams=2)
+    streams.check(first)
+    opened = [streams.open(order=each, started_ns=1) for each in (first, second)]
+    for refuse in (streams.check, lambda each: streams.open(order=each, started_ns=1)):
+        with pytest.raises(ForbiddenError, match="max-streams = 2") as refusal:
+            refuse(first)
+        assert refusal.value.retry_after_seconds > 0
+    assert len(streams) == 2
+    # A certificate of that name is somebody else.
+    other = Identity(kind=IdentityKind.CERT, name="alice")
+    streams.open(order=order(who=client(other), max_streams=1), started_ns=1)
+    streams.close(opened[0])
+    streams.open(order=first, started_ns=1)

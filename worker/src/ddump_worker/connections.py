@@ -24,6 +24,7 @@ from ddump_common.answers import Problem
 from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
 from ddump_common.text import printable
 
+from .audit import ENTRY, Entry, ended_by
 from .problems import problem_response
 
 if TYPE_CHECKING:
@@ -344,8 +345,10 @@ class Connection(web.RequestHandler):
             _log.error("request failed", exc_info=exc)
         elif message:
             detail = printable(message.splitlines()[0])
-        response = problem_response(
-            Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
-        )
+        problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+        if request.get(ENTRY) is None:
+            # Not even a request, as far as HTTP goes.
+            Entry(address=self.address, status=status, ended=ended_by(problem)).log()
+        response = problem_response(problem)
         response.force_close()
         return response
