@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ddump_common.text import printable
 from ddump_common.timespec import format_time
-from ddump_common.units import MILLISECONDS, SECONDS
+from ddump_common.units import MILLISECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +70,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object on one line."""
-        time_ns = int(record.created * SECONDS) // MILLISECONDS * MILLISECONDS
+        time_ns = round(record.created * 1000) * MILLISECONDS
         members: dict[str, object] = {
             "time": format_time(time_ns),
             "level": record.levelname.lower(),
