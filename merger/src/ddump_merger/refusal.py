@@ -94,10 +94,17 @@ def refusal(
         return RefusedError(
             f"{status}: {text or reason}",
             status=status,
-            hint=one_line(problem.hint) or hint,
+            hint=_joined(one_line(problem.hint), hint, status=status),
             retry_after_ns=retry_after_ns,
         )
     return RefusedError(reason, status=status, hint=hint, retry_after_ns=retry_after_ns)
+
+
+def _joined(theirs: str, ours: str, *, status: int) -> str:
+    """Return what the server says may help; it knows not by which option that is given."""
+    if theirs and status != HTTPStatus.UNAUTHORIZED:
+        return theirs
+    return "; ".join(filter(None, (theirs, ours)))
 
 
 def _hint(response: aiohttp.ClientResponse, target: HttpTarget) -> str:
