@@ -344,7 +344,8 @@ class Connection(web.RequestHandler):
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.error("request failed", exc_info=exc)
         elif message:
-            detail = printable(message.splitlines()[0])
+            # What follows a colon is what was sent: credentials, or a query.
+            detail = printable(message.splitlines()[0].partition(":")[0])
         problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
         if request.get(ENTRY) is None:
             # Not even a request, as far as HTTP goes.
