@@ -106,7 +106,8 @@ def server_context(
 ) -> ServerContext:
     """Return the context of a server, TLS 1.2 and up. Blocks.
 
-    A session is never resumed: that would pass over what was revoked since.
+    Tickets are not given: who resumes a session does not show its certificate again.
+    (One of TLS 1.2 may still be resumed by its number, but by this context alone.)
 
     Args:
         cert: PEM chain of the server's certificate.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
@@ -100,11 +101,12 @@ class Connections:
     def admit(self, connection: Connection) -> bool:
         """Count a new connection in, if there is room for it, or room is made.
 
-        At the limit the oldest one that has no request under way goes: one that shakes
-        hands, has sent half a header, or is kept for a request that may come.
+        At the limit one goes that has no request under way: that shakes hands, has sent
+        half a header, or is kept for a request that may come. It is the oldest of the
+        host that has most of them: who opens very many competes with itself.
         """
         if len(self._open) >= self.limit:
-            idle = next((each for each in self._open if not each.is_busy), None)
+            idle = self._least_wanted()
             if idle is None:
                 self.refused += 1
                 return False
@@ -113,6 +115,11 @@ class Connections:
             self.forget(idle)
         self._open[connection] = None
         return True
+
+    def _least_wanted(self) -> Connection | None:
+        idle = [each for each in self._open if not each.is_busy]
+        shares = Counter(each.host for each in idle)
+        return max(idle, key=lambda each: shares[each.host], default=None)
 
     def exhausted(self) -> Problem:
         """Return what somebody is told who was not admitted."""
@@ -215,6 +222,11 @@ class Connection(web.RequestHandler):
         """Whether the client has closed its side, and still waits for an answer."""
         self.revoked = False
         """Whether it was cut because its client does not hold any more."""
+
+    @property
+    def host(self) -> str:
+        """The address without its port."""
+        return self.address.rpartition(":")[0]
 
     @property
     def is_made(self) -> bool:

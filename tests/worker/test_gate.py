@@ -1,0 +1,381 @@
+"""The gate of a real worker: TLS, who is turned away there, and for how long it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import resource
+import socket
+import ssl
+import subprocess
+import time
+
+import aiohttp
+import pytest
+
+from support.certificates import EARLY, EXPIRED, Authority, self_signed
+from support.workers import Worker, wait_until, worker
+
+pytestmark = [pytest.mark.live, pytest.mark.process]
+
+HEALTH = b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HALF = b"GET /api/v1/health HTTP/1.1\r\nHost: loc"
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+DESCRIPTORS = 4096
+
+
+@pytest.fixture(autouse=True)
+def _enough_descriptors():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def options(authority):
+    """Those of a worker that asks for certificates."""
+    pair = authority.server("127.0.0.1")
+    return (
+        "--tls-cert", str(pair.cert), "--tls-key", str(pair.key),
+        "--tls-client-ca", str(authority.cert), "--tls-crl", str(authority.crl),
+    )  # fmt: skip
+
+
+def context(authority, pair=None, version=None) -> ssl.SSLContext:
+    made = ssl.create_default_context(cafile=authority.cert)
+    if pair is not None:
+        made.load_cert_chain(pair.cert, pair.key)
+    if version is not None:
+        made.minimum_version = made.maximum_version = version
+    return made
+
+
+def port_of(running: Worker) -> int:
+    return int(running.url.rpartition(":")[2])
+
+
+@contextlib.asynccontextmanager
+async def connected(running: Worker, tls=None, *, local="127.0.0.1"):
+    """A connection; at the end it is cut."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port_of(running), ssl=tls, local_addr=(local, 0)
+    )
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def asked(running: Worker, request: bytes, tls=None) -> bytes:
+    """Send ``request`` and return all that comes."""
+    async with connected(running, tls) as (reader, writer):
+        writer.write(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        async with asyncio.timeout(5):
+            return await reader.read()
+
+
+class TestTls:
+    @pytest.mark.parametrize(
+        "version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+    )
+    async def test_a_right_certificate_is_let_in(self, options, authority, version):
+        tls = context(authority, authority.client("alice"), version)
+        async with worker(*options, anonymous=False) as running:
+            assert running.url.startswith("https://127.0.0.1:")
+            answer = await asked(running, HEALTH, tls)
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            # A connection is kept for more requests.
+            async with connected(running, tls) as (reader, writer):
+                for _ in range(3):
+                    writer.write(HEALTH)
+                    assert b"200 OK" in await reader.readuntil(b'"}')
+        assert "handshake" not in running.text
+
+    @pytest.mark.parametrize(
+        ("client", "alert", "reason"),
+        [
+            ("none", "CERTIFICATE_REQUIRED", "peer did not return a certificate"),
+            ("other", "UNKNOWN_CA", "certificate: unable to get local issuer"),
+            ("self-signed", "UNKNOWN_CA", "certificate: self-signed certificate"),
+            ("expired", "CERTIFICATE_EXPIRED", "certificate: certificate has expired"),
+            ("early", "BAD_CERTIFICATE", "certificate: certificate is not yet valid"),
+            ("revoked", "CERTIFICATE_REVOKED", "certificate: certificate revoked"),
+            (
+                "server",
+                "UNSUPPORTED_CERTIFICATE",
+                "certificate: unsuitable certificate",
+            ),
+        ],
+    )
+    async def test_a_wrong_one_is_told_so_and_logged(
+        self, tmp_path, options, authority, client, alert, reason
+    ):
+        pairs = {
+            "other": lambda: Authority(tmp_path, "other").client("alice"),
+            "self-signed": lambda: self_signed(tmp_path, "alice"),
+            "expired": lambda: authority.client("alice", made=EXPIRED),
+            "early": lambda: authority.client("alice", made=EARLY),
+            "revoked": lambda: authority.client("alice"),
+            "server": lambda: authority.server("localhost"),
+        }
+        pair = None if client == "none" else pairs[client]()
+        if client == "revoked":
+            authority.revoke(pair)
+        async with worker(*options, anonymous=False) as running:
+            await asked(running, HEALTH, context(authority, authority.client("right")))
+            before = running.descriptors()
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                with pytest.raises(ssl.SSLError) as caught:
+                    await asked(running, HEALTH, context(authority, pair, version))
+                if client != "none" or version is ssl.TLSVersion.TLSv1_3:
+                    assert alert in caught.value.reason
+            await wait_until(lambda: running.text.count("handshake") == 2)
+            await wait_until(lambda: running.descriptors() <= before)
+        lines = re.findall(
+            r"the TLS handshake with 127\.0\.0\.1:\d+ failed: (.*)", running.text
+        )
+        assert len(lines) == 2
+        assert all(reason in line for line in lines)
+
+    async def test_versions_before_1_2_are_refused(self, options):
+        async with worker(*options, anonymous=False) as running:
+            said = await asyncio.to_thread(
+                subprocess.run,
+                ["openssl", "s_client", "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0",
+                 "-connect", f"127.0.0.1:{port_of(running)}"],
+                input=b"", capture_output=True, check=False,
+            )  # fmt: skip
+            assert said.returncode == 1
+            assert b"alert protocol version" in said.stderr
+            await wait_until(lambda: "unsupported protocol" in running.text)
+
+    @pytest.mark.parametrize(
+        "version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+    )
+    async def test_no_session_outlives_what_was_revoked(
+        self, options, authority, version
+    ):
+        # Whoever resumes one does not show its certificate again.
+        alice = authority.client("alice")
+        tls = context(authority, alice, version)
+
+        def session(before=None) -> tuple[ssl.SSLSession | None, bool]:
+            with (
+                socket.create_connection(("127.0.0.1", port_of(running))) as plain,
+                tls.wrap_socket(
+                    plain, server_hostname="127.0.0.1", session=before
+                ) as shaken,
+            ):
+                shaken.sendall(HEALTH)
+                assert b"200 OK" in shaken.recv(4096)
+                return shaken.session, shaken.session_reused
+
+        async with worker(*options, anonymous=False) as running:
+            first, _ = await asyncio.to_thread(session)
+            await running.hang_up()
+            _, reused = await asyncio.to_thread(session, first)
+            assert not reused
+            authority.revoke(alice)
+            await running.hang_up()
+            with pytest.raises(ssl.SSLError, match=r"(?i)revoked"):
+                await asyncio.to_thread(session, first)
+
+    async def test_plain_http_is_told_of_https(self, options):
+        async with worker(*options, anonymous=False) as running:
+            answer = await asked(running, HEALTH)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+            assert b"application/problem+json" in head
+            assert b"Retry-After" not in head
+            assert "https://" in json.loads(body)["hint"]
+
+    async def test_connections_that_lead_to_nothing_leave_nothing(
+        self, options, authority
+    ):
+        alice = context(authority, authority.client("alice"))
+        async with worker(*options, anonymous=False) as running:
+            await asked(running, HEALTH, alice)
+            before = running.descriptors()
+            for sent in (b"", b"\x16", b"\x16\x03\x01\xff\xff", b"\x16" * 5000, b"\0"):
+                for _ in range(20):
+                    async with connected(running) as (_, writer):
+                        writer.write(sent)
+                        if writer.transport.get_write_buffer_size():
+                            await writer.drain()
+            await asked(running, HEALTH, alice)
+            await wait_until(lambda: running.descriptors() <= before)
+
+    async def test_strangers_cannot_fill_the_log(self, options, authority):
+        async with worker(*options, anonymous=False) as running:
+            for _ in range(100):
+                with pytest.raises((ssl.SSLError, OSError)):
+                    await asked(running, HEALTH, context(authority))
+            await wait_until(lambda: running.text.count("handshake") >= 30)
+            await stop_soon(running)
+        assert running.text.count("the TLS handshake with") == 30
+
+
+async def stop_soon(running: Worker) -> None:
+    running.terminate()
+    await running.process.wait()
+
+
+class TestTime:
+    async def test_a_thousand_that_send_half_a_header_are_closed_in_time(
+        self, authority
+    ):
+        async with worker() as running:
+            dawdlers = [dawdle(running, HALF) for _ in range(1000)]
+            took, answers = await while_others(running, dawdlers, authority)
+            assert max(took) < 12
+            # It never had more than its limit of 512: the others made room.
+            assert sum(each < 9 for each in took) >= 400
+            assert len(answers) > 10
+            assert max(answers) < 1
+            await wait_until(lambda: nothing_established(running))
+
+    async def test_hands_and_a_header_have_one_time_together(self, options, authority):
+        tls = context(authority, authority.client("alice"))
+        async with worker(*options, anonymous=False) as running:
+            dawdlers = [dawdle(running, HALF, tls) for _ in range(500)]
+            dawdlers += [dawdle(running, HELLO) for _ in range(250)]
+            dawdlers += [dawdle(running, b"") for _ in range(250)]
+            took, answers = await while_others(
+                running, [*dawdlers, dawdle_late(running, tls)], authority
+            )
+            assert max(took) < 12
+            assert took[-1] > 9
+            assert len(answers) > 10
+            assert max(answers) < 1
+            await wait_until(lambda: nothing_established(running))
+
+
+async def dawdle(running: Worker, sent: bytes, tls=None) -> float:
+    """Connect, send something, and return after how long the worker ended it."""
+    begun = time.monotonic()
+    with contextlib.suppress(OSError):  # also before hands are shaken
+        async with connected(running, tls) as (reader, writer):
+            writer.write(sent)
+            await reader.read()
+    return time.monotonic() - begun
+
+
+async def dawdle_late(running: Worker, tls) -> float:
+    """Do the same, but begin to shake hands when most of the time is over."""
+    begun = time.monotonic()
+    async with connected(running, local="127.0.0.3") as (reader, writer):
+        await asyncio.sleep(6)
+        await writer.start_tls(tls, server_hostname="127.0.0.1")
+        writer.write(HALF)
+        await closed(reader, seconds=8)
+    return time.monotonic() - begun
+
+
+async def while_others(running, dawdlers, authority) -> tuple[list[float], list[float]]:
+    """Return how long each dawdler was there, and how long others took meanwhile."""
+    pair = authority.client("neighbour")
+    answers = []
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        started = [tasks.create_task(each) for each in dawdlers]
+        while not all(each.done() for each in started):
+            answers.append(await neighbour(running, authority, pair))
+    return [each.result() for each in started], answers
+
+
+async def neighbour(running: Worker, authority, pair) -> float:
+    """Ask from another address, as another program; return how long it took."""
+    process = await asyncio.create_subprocess_exec(
+        "curl", "-sS", "-m", "5", "--interface", "127.0.0.2", "-w", "%{time_total}",
+        "--cacert", authority.cert, "--cert", pair.cert, "--key", pair.key,
+        "-o", "/dev/null", "-f", f"{running.url}/api/v1/health",
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return float(said)
+
+
+def nothing_established(running: Worker) -> bool:
+    said = subprocess.run(
+        ["ss", "-Htn", "state", "established", f"( sport = :{port_of(running)} )"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return not said.stdout
+
+
+class TestRoom:
+    async def test_the_oldest_idle_one_makes_room(self, options, authority):
+        tls = context(authority, authority.client("alice"))
+        options = (*options, "--max-connections", "3")
+        async with (
+            worker(*options, anonymous=False) as running,
+            connected(running) as (silent, _),
+            connected(running, tls) as (half, half_writer),
+            aiohttp.ClientSession() as http,
+            http.get(f"{running.url}/capture?filter=icmp", ssl=tls) as stream,
+        ):
+            half_writer.write(HALF)
+            await stream.content.readexactly(24)
+            assert b"200 OK" in await asked(running, HEALTH, tls)
+            await closed(silent)
+            async with connected(running, tls) as (reader, writer):
+                writer.write(HEALTH)
+                assert b"200 OK" in await reader.readuntil(b'"}')
+                assert b"200 OK" in await asked(running, HEALTH, tls)
+                await closed(half)
+                assert b"200 OK" in await asked(running, HEALTH, tls)
+                writer.write(HEALTH)  # it was not the oldest
+                assert b"200 OK" in await reader.readuntil(b'"}')
+            assert not stream.content.at_eof()
+
+    async def test_only_requests_under_way_turn_others_away(self):
+        async with (
+            worker("--max-connections", "2") as running,
+            aiohttp.ClientSession() as http,
+            http.get(f"{running.url}/capture?filter=icmp") as first,
+            http.get(f"{running.url}/capture?filter=icmp") as second,
+        ):
+            for stream in (first, second):
+                await stream.content.readexactly(24)
+            answer = await asked(running, HEALTH)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"Retry-After: 5\r\n" in head
+            assert json.loads(body)["detail"] == "all 2 connections are in use"
+            first.close()
+            await wait_until(lambda: answered(running))
+
+    async def test_very_many_over_the_limit_are_cut_at_once(self):
+        async with (
+            worker("--max-connections", "1") as running,
+            aiohttp.ClientSession() as http,
+            http.get(f"{running.url}/capture?filter=icmp") as stream,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            await stream.content.readexactly(24)
+            before = running.descriptors()
+            for _ in range(300):
+                await stack.enter_async_context(connected(running))
+            # 64 are answered, which takes a second, and the others closed.
+            await wait_until(lambda: running.descriptors() <= before)
+
+
+async def closed(reader, *, seconds: float = 5) -> None:
+    """Wait until the worker has ended a connection, on which nothing came."""
+    async with asyncio.timeout(seconds):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+
+
+async def answered(running: Worker) -> bool:
+    return b"200 OK" in await asked(running, HEALTH)
