@@ -180,7 +180,7 @@ async def _await_listening(running: Worker, count: int) -> None:
     while len(running.urls) < count:
         line = (await running.process.stderr.readline()).decode()
         running.said.append(line)
-        if match := re.search(r"listening on (\S+)", line):
+        if match := re.search(r"listening on ([^\s\"]+)", line):
             running.urls.append(match[1])
         assert line, f"the worker did not start:\n{running.text}"
 

@@ -72,7 +72,8 @@ async def _vet(cases: Iterable[_Case], filters: FilterCompiler) -> None:
     places = asyncio.Semaphore(SHARE)
     async with asyncio.TaskGroup() as tasks:
         found = [
-            tasks.create_task(_error_of(each, filters, places)) for each in set(cases)
+            tasks.create_task(_error_of(each, filters, places))
+            for each in dict.fromkeys(cases)
         ]
     for each in found:
         if (error := each.result()) is not None:
