@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import functools
 import socket
+import ssl
 import struct
 
 import pytest
+import uvloop
 from aiohttp import web
 
-from ddump_worker.connections import Connections, has_vanished
+from ddump_common.tls import server_context
+from ddump_worker.connections import Connections, has_arrived, has_vanished
+from ddump_worker.gate import Gate
 from ddump_worker.listen import Listener, parse_address
+from support.certificates import Authority
 from support.namespaces import network
 from support.workers import wait_until
 
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+SHORT = b"GET /short HTTP/1.1\r\nHost: x\r\n\r\n"
+LONG = b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"
 
-def tcp_info(*, retransmits=0, probes=0, last_ack_ms=0) -> bytes:
-    info = bytearray(104)
+
+def as_in_a_worker(test):
+    """Run a test on the event loop that workers have."""
+
+    @functools.wraps(test)
+    def run(*arguments, **options):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(test(*arguments, **options))
+
+    return run
+
+
+def tcp_info(
+    *, retransmits=0, probes=0, last_ack_ms=0, unacknowledged=0, not_sent=0
+) -> bytes:
+    info = bytearray(148)
     info[2], info[3] = retransmits, probes
+    struct.pack_into("=I", info, 24, unacknowledged)
     struct.pack_into("=I", info, 56, last_ack_ms)
+    struct.pack_into("=I", info, 144, not_sent)
     return bytes(info)
 
 
@@ -42,49 +66,86 @@ def test_a_peer_has_vanished_when_it_leaves_repetitions_unanswered(info, vanishe
     assert has_vanished(info) is vanished
 
 
+@pytest.mark.parametrize(
+    ("info", "arrived"),
+    [
+        (tcp_info(last_ack_ms=10**6), True),
+        (tcp_info(unacknowledged=1), False),
+        (tcp_info(not_sent=1), False),
+    ],
+)
+def test_all_has_arrived_when_nothing_is_under_way(info, arrived):
+    assert has_arrived(info) is arrived
+
+
 @contextlib.asynccontextmanager
-async def serving(host, connections):
-    """Serve an endless flood at ``host``; yield the listener."""
+async def serving(host, connections, context=None):
+    """Serve an endless flood at ``host``; yield its address, and an event at its end."""
     ended = asyncio.Event()
 
-    async def handle(request):
-        response = web.StreamResponse()
-        await response.prepare(request)
+    async def stream(request):
+        request.protocol.deaf = True  # as streams of the worker are
         try:
-            while True:
-                await response.write(b"x" * 65536)
+            await answer(request, 1 << 40)
         finally:
             ended.set()
 
+    async def answer(request, size):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(size >> 16):
+            await response.write(b"x" * 65536)
+        await response.write_eof()
+        return response
+
+    async def short(request):
+        response = await answer(request, 1 << 20)
+        response.force_close()
+        return response
+
+    async def long(request):
+        return await answer(request, 8 << 20)
+
     app = web.Application()
-    app.router.add_get("/", handle)
+    app.router.add_get("/", stream)
+    app.router.add_get("/short", short)
+    app.router.add_get("/long", long)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
-    loop = asyncio.get_running_loop()
     with host.entered():
         listener = Listener(parse_address(f"{host.address}:0"))
-    server = await loop.create_server(
-        lambda: connections.protocol(runner.server), sock=listener.socket
-    )
+    tasks = asyncio.TaskGroup()
+
+    async def accept():
+        async with tasks:
+            gate = Gate(
+                runner.server, connections, context=lambda: context, tasks=tasks
+            )
+            gate.open(listener.socket)
+
+    accepting = asyncio.get_running_loop().create_task(accept())
     try:
         yield listener.address, ended
     finally:
-        server.close()
+        accepting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await accepting
         connections.abort()
         await runner.cleanup()
         listener.close()
 
 
-async def begin(net, address):
-    """Connect from the client's host, and read the beginning of the flood."""
-    with net.client.entered():
+def begin(host, address, tls=None, *, requests: bytes = REQUEST) -> socket.socket:
+    """Connect from ``host``, and read the beginning of what comes."""
+    with host.entered():
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((str(address.host), address.port))
-    client.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert await loop.sock_recv(client, 1000)
+    client.settimeout(5)
+    if tls is not None:
+        client = tls.wrap_socket(client, server_hostname=str(address.host))
+    client.sendall(requests)
+    assert client.recv(1000)
     return client
 
 
@@ -96,12 +157,15 @@ async def sweeping(connections, until) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_peer_that_vanishes_in_full_flow_is_cut(caplog):
+@pytest.mark.parametrize("encrypted", [False, True])
+@as_in_a_worker
+async def test_a_peer_that_vanishes_in_full_flow_is_cut(caplog, tmp_path, encrypted):
     connections = Connections(limit=5, vanished_ms=1500)
     with network(1, prefix="ddump-vanish") as net:
         (host,) = net.hosts
-        async with serving(host, connections) as (address, ended):
-            client = await begin(net, address)
+        server, tls = both(tmp_path, host, encrypted=encrypted)
+        async with serving(host, connections, server) as (address, ended):
+            client = await asyncio.to_thread(begin, net.client, address, tls)
             net.client.run("ip", "link", "set", "port1", "down")
             await sweeping(connections, ended)
             client.close()
@@ -109,12 +173,17 @@ async def test_a_peer_that_vanishes_in_full_flow_is_cut(caplog):
     assert "has vanished" in caplog.text
 
 
-async def test_a_peer_that_stalls_first_and_vanishes_then_is_cut(caplog):
+@pytest.mark.parametrize("encrypted", [False, True])
+@as_in_a_worker
+async def test_a_peer_that_stalls_first_and_vanishes_then_is_cut(
+    caplog, tmp_path, encrypted
+):
     connections = Connections(limit=5, vanished_ms=1500)
     with network(1, prefix="ddump-vanish") as net:
         (host,) = net.hosts
-        async with serving(host, connections) as (address, ended):
-            client = await begin(net, address)
+        server, tls = both(tmp_path, host, encrypted=encrypted)
+        async with serving(host, connections, server) as (address, ended):
+            client = await asyncio.to_thread(begin, net.client, address, tls)
             await asyncio.sleep(1)  # the window is shut, probes are answered
             connections.sweep()
             assert not ended.is_set()
@@ -124,92 +193,101 @@ async def test_a_peer_that_stalls_first_and_vanishes_then_is_cut(caplog):
     assert "has vanished" in caplog.text
 
 
+@as_in_a_worker
 async def test_a_peer_that_stalls_and_lives_is_kept(caplog):
     connections = Connections(limit=5, vanished_ms=1500)
     with network(1, prefix="ddump-vanish") as net:
         (host,) = net.hosts
         async with serving(host, connections) as (address, ended):
-            client = await begin(net, address)
+            client = await asyncio.to_thread(begin, net.client, address)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(6):
                     await sweeping(connections, ended)
             assert not ended.is_set()
             assert len(connections) == 1
             # It reads on, and gets what waited.
-            received = 0
-            while received < 1 << 20:
-                received += len(
-                    await asyncio.get_running_loop().sock_recv(client, 65536)
-                )
+            await asyncio.to_thread(read, client, 1 << 20)
             client.close()
             async with asyncio.timeout(5):
                 await ended.wait()
     assert caplog.text == ""
 
 
-class Transport(asyncio.Transport):
-    """Takes what is written, and says how it ended."""
-
-    def __init__(self, extra=None):
-        super().__init__(extra)
-        self.written = b""
-        self.closed = self.aborted = False
-
-    def write(self, data):
-        self.written += data
-
-    def close(self):
-        self.closed = True
-
-    def abort(self):
-        self.aborted = True
+def read(client, count) -> None:
+    while count > 0:
+        count -= len(client.recv(65536))
 
 
-async def test_connections_over_the_limit_are_answered_before_they_are_closed():
-    connections = Connections(limit=1)
-    first, second = Transport(), Transport()
-    assert connections.admit("first", first)
-    assert not connections.admit("second", second)
-    head, _, body = second.written.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-    assert json.loads(body)["detail"] == "all 1 connections are in use"
-    assert f"Content-Length: {len(body)}".encode() in head
-    assert not second.closed
-    await wait_until(lambda: second.closed)
-    connections.forget("first")
-    connections.forget("second")
-    assert connections.admit("third", Transport())
-    assert (len(connections), connections.refused) == (1, 1)
+@as_in_a_worker
+async def test_a_stalled_peer_gets_the_end_of_what_it_asked_for(tmp_path):
+    """Also by TLS, whose transports give up on their own after a while."""
+    connections = Connections(limit=5)
+    with network(1, prefix="ddump-stall") as net:
+        (host,) = net.hosts
+        server, tls = both(tmp_path, host, encrypted=True)
+        async with serving(host, connections, server) as (address, _):
+            client = await asyncio.to_thread(
+                begin, net.client, address, tls, requests=SHORT
+            )
+            await asyncio.sleep(1)
+            connections.sweep()
+            assert len(connections) == 1
+            received = await asyncio.to_thread(read_all, client)
+            assert received.endswith(b"0\r\n\r\n")
+            # It keeps its side open, and all was said.
+            await wait_until(lambda: swept(connections))
+            client.close()
 
 
-async def test_very_many_over_the_limit_are_cut_at_once():
-    connections = Connections(limit=0)
-    transports = [Transport() for _ in range(70)]
-    for number, transport in enumerate(transports):
-        connections.admit(number, transport)
-    assert sum(transport.aborted for transport in transports) == 6
-    assert sum(bool(transport.written) for transport in transports) == 64
-    await wait_until(lambda: sum(t.closed for t in transports) == 64)
-    late = Transport()
-    connections.admit("late", late)
-    assert late.written
-    await wait_until(lambda: late.closed)
+def read_all(client) -> bytes:
+    received = b""
+    while b"0\r\n\r\n" not in received[-5:]:
+        received += client.recv(65536)
+    return received
 
 
-async def test_sweeping_passes_over_what_is_not_tcp():
-    connections = Connections(limit=9)
-    with socket.socket(socket.AF_UNIX) as unix, socket.socket() as closed:
-        closed.close()
-        for number, sock in enumerate((None, unix, closed)):
-            connections.admit(number, Transport({"socket": sock}))
-        connections.sweep()
-        assert len(connections) == 3
+def swept(connections) -> bool:
+    connections.sweep()
+    return len(connections) == 0
 
 
-async def test_aborting_cuts_all():
-    connections = Connections(limit=9)
-    transports = [Transport(), Transport()]
-    for number, transport in enumerate(transports):
-        connections.admit(number, transport)
-    connections.abort()
-    assert all(transport.aborted for transport in transports)
+@as_in_a_worker
+async def test_who_does_not_take_its_answers_is_cut(monkeypatch, caplog):
+    monkeypatch.setattr("ddump_worker.connections.ANSWER_SECONDS", 0.5)
+    connections = Connections(limit=5)
+    with network(1, prefix="ddump-unread") as net:
+        (host,) = net.hosts
+        async with serving(host, connections) as (address, _):
+            client = await asyncio.to_thread(
+                begin, net.client, address, requests=LONG * 30
+            )
+            await wait_until(lambda: swept(connections))
+            client.close()
+    assert "does not take its answer" in caplog.text
+
+
+@as_in_a_worker
+async def test_a_stream_may_take_longer_than_an_answer(monkeypatch, caplog):
+    monkeypatch.setattr("ddump_worker.connections.ANSWER_SECONDS", 0.1)
+    connections = Connections(limit=5)
+    with network(1, prefix="ddump-stream") as net:
+        (host,) = net.hosts
+        async with serving(host, connections) as (address, ended):
+            client = await asyncio.to_thread(begin, net.client, address)
+            await asyncio.sleep(0.5)
+            connections.sweep()
+            assert not ended.is_set()
+            client.close()
+    assert "does not take" not in caplog.text
+
+
+def both(tmp_path, host, *, encrypted):
+    """Return the contexts of a server on ``host`` and of its clients, or none."""
+    if not encrypted:
+        return None, None
+    authority = Authority(tmp_path)
+    pair = authority.server(host.address)
+    return (
+        server_context(cert=pair.cert, key=pair.key),
+        ssl.create_default_context(cafile=authority.cert),
+    )
