@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import ssl
@@ -11,6 +12,8 @@ import threading
 import pytest
 
 from ddump_merger.cli import main
+from support.certificates import Pair
+from support.servers import answer, serving, tls
 
 
 @pytest.fixture
@@ -170,3 +173,27 @@ def test_both_sides_of_a_connection_take_what_it_makes(pki, tmp_path):
     finally:
         thread.join()
     assert seen == [((("commonName", "alice"),),)]
+
+
+async def test_curl_takes_what_it_makes(pki, tmp_path):
+    """Until the server's certificate is revoked."""
+    for words in (["init"], ["server", "web1", "127.0.0.1"]):
+        assert (await asyncio.to_thread(pki, *words))[0] == 0
+    folder = tmp_path / "ddump-pki"
+    pair = Pair(cert=folder / "servers/web1.pem", key=folder / "servers/web1.key")
+
+    async def curl():
+        process = await asyncio.create_subprocess_exec(
+            "curl", "-sS", "--cacert", folder / "ca.pem",
+            "--crlfile", folder / "crl.pem", server.url,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(10):
+            return await process.communicate()
+
+    async with serving(answer("200 OK", b"welcome"), context=tls(pair)) as server:
+        assert await curl() == (b"welcome", b"")
+        await asyncio.to_thread(pki, "revoke", "web1")
+        out, err = await curl()
+    assert out == b""
+    assert b"certificate revoked" in err

@@ -64,6 +64,7 @@ class HttpPeer:
 
         Raises:
             UnreachableError: it does not answer.
+            UntrustedError: one side does not take the other's certificate.
 
         """
         try:

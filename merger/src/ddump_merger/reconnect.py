@@ -75,6 +75,7 @@ class Peer(Protocol):
 
         Raises:
             UnreachableError: it does not answer.
+            UntrustedError: one side does not take the other's certificate.
 
         """
 
@@ -214,7 +215,7 @@ class Reconnect:
         """Return what the worker says of its ring, once it has looked through its past.
 
         Raises:
-            UnreachableError: as the peer's.
+            UnreachableError, UntrustedError: as the peer's.
 
         """
         waited = False
