@@ -9,6 +9,7 @@ from ddump_common.api import CaptureQuery, Link, RingQuery, join_filters
 from ddump_common.errors import FormatError
 from ddump_common.pcap import MAX_SNAPLEN, LinkType, PcapHeader, Precision
 from ddump_common.pcapng import InterfaceDescription, SectionHeader
+from ddump_common.pki import Authority, Issued, RevocationList
 from ddump_common.text import printable
 from ddump_common.timespec import LOCAL, format_time, parse_time
 from ddump_common.tls import client_context
@@ -31,6 +32,15 @@ def query() -> list[tuple[str, str]]:
         precision=Precision.NANO,
     )
     return CaptureQuery.parse(asked.pairs()).pairs()
+
+
+def certificates(now_ns: int) -> tuple[bytes, bytes]:
+    authority = Authority.create(now_ns=now_ns)
+    server = authority.server(["web1", "10.0.0.1"], now_ns=now_ns)
+    issued = Issued.parse(authority.client("alice", now_ns=now_ns).certificate_pem)
+    revocations = RevocationList().adding([issued.serial], now_ns=now_ns)
+    signed = authority.sign_revocations(revocations, now_ns=now_ns)
+    return server.key_pem + server.certificate_pem, signed
 
 
 def window(now_ns: int) -> RingQuery:

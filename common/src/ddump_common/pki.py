@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -250,7 +249,7 @@ class Authority:
             raise UsageError("the key cannot be read, or is encrypted") from exc
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise UsageError("the key is of another kind")
-        if _public(key.public_key()) != _public(certificate.public_key()):
+        if key.public_key() != certificate.public_key():
             raise UsageError("the key is not that of the certificate")
         return cls(credential=Credential(certificate=certificate, key=key))
 
@@ -394,12 +393,6 @@ def _key_usage(*, signs: bool) -> x509.KeyUsage:
         content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, encipher_only=False, decipher_only=False,
     )  # fmt: skip
-
-
-def _public(key: object) -> bytes:
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return b""
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _datetime(since_epoch_ns: int) -> datetime:
