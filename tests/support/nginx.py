@@ -70,6 +70,21 @@ class Nginx:
         _await(lambda: not any(map(_accepts, before & self.pids())), "they accept")
         return before
 
+    def wake(self) -> None:
+        """Have each process look at its clock, and do what is due by it."""
+        log = self.folder / "log/ddump.log"
+        log.rename(log.with_suffix(".old"))
+        # It opens its logs anew, after what is due.
+        self.process.send_signal(signal.SIGUSR1)
+        _await(
+            lambda: log.exists() and all(_has_open(pid, log) for pid in self.pids()),
+            "not all processes have opened their logs",
+        )
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    return any(each.samefile(path) for each in Path(f"/proc/{pid}/fd").iterdir())
+
 
 def _accepts(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
@@ -118,13 +133,16 @@ def _crypt(password: str) -> str:
 
 
 @contextlib.contextmanager
-def nginx(host: Host, folder: Path) -> Iterator[Nginx]:
+def nginx(
+    host: Host, folder: Path, *, environment: Mapping[str, str]
+) -> Iterator[Nginx]:
     """Run nginx on ``host`` with what was prepared in ``folder``."""
     # ip netns exec has a mount namespace of its own, and nothing leaks out of it.
     mounts = [
         f"mount --bind {folder}/{part} {place}" for part, place in _PLACES.items()
     ]
-    script = " && ".join([*mounts, "exec nginx -g 'daemon off;'"])
+    words = ["exec", "env", *(f"{name}={value}" for name, value in environment.items())]
+    script = " && ".join([*mounts, f"{' '.join(words)} nginx -g 'daemon off;'"])
     with started(
         host.command("sh", "-c", script), stderr=subprocess.PIPE, text=True
     ) as process:

@@ -57,6 +57,17 @@ class Worker:
     addresses: list[str]
     said: list[str]
 
+    def await_said(self, text: str, since: int = 0) -> str:
+        """Wait for a line that holds ``text``, from line ``since`` on; return it."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while True:
+            for line in self.said[since:]:
+                if text in line:
+                    return line
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not said: {text}:\n{''.join(self.said[since:])}")
+            time.sleep(0.01)  # what is done is said a moment later
+
 
 @contextlib.contextmanager
 def worker(listen: str, *options: str, host: Host | None = None) -> Iterator[str]:

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -24,11 +25,11 @@ from typing import TYPE_CHECKING
 
 from support.certificates import Authority
 from support.namespaces import network
-from support.nginx import USER, Nginx, nginx, prepare, socket_path
-from support.programs import DDUMP, running_worker
+from support.nginx import PORT, USER, Nginx, nginx, prepare, socket_path
+from support.programs import DDUMP, running_worker, started
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from support.certificates import Pair
     from support.namespaces import Host, Network
@@ -114,10 +115,22 @@ class Site:
         for line in lines:
             name, _, value = line.partition(": ")
             headers.setdefault(name.lower(), []).append(value)
-        match = re.match(r"HTTP/1\.1 ([0-9]{3})", first)
+        match = re.match(r"HTTP/1\.[01] ([0-9]{3})", first)
         return Answer(
             int(match[1]) if match else 0, headers, body, done.stderr.decode()
         )
+
+    @contextlib.contextmanager
+    def streaming(
+        self, pair: Pair, query: str, *arguments: str
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Have curl stream through nginx; what it yields has read the header."""
+        command = self.curl_command(
+            "-N", *certificate(pair), *arguments, f"{self.url}/capture?{query}"
+        )
+        with started(command, stdout=subprocess.PIPE) as curl:
+            assert len(curl.stdout.read(24)) == 24
+            yield curl
 
     def run(
         self, *arguments: str | Path, env: dict[str, str] | None = None
@@ -147,19 +160,34 @@ class Site:
         """Have the client ping the host, which answers."""
         self.client.run("ping", "-c", str(count), "-i", "0.2", self.host.address)
 
-    def connect(self, pair: Pair | None = None, *, port: int = 8475) -> ssl.SSLSocket:
-        """Return a TLS connection from the client to the host."""
+    def connect(
+        self, pair: Pair | None = None, *, receive_buffer: int = 0
+    ) -> ssl.SSLSocket:
+        """Return a TLS connection from the client to nginx."""
         context = ssl.create_default_context(cafile=str(self.authority.cert))
         if pair is not None:
             context.load_cert_chain(pair.cert, pair.key)
         with self.client.entered():
-            plain = socket.create_connection((self.host.address, port), 5)
+            plain = socket.socket()
+        plain.settimeout(5)
+        if receive_buffer:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        plain.connect((self.host.address, PORT))
         return context.wrap_socket(plain, server_hostname=self.host.address)
 
     def revoke(self, *pairs: Pair) -> None:
         """Revoke certificates where workers and nginx read of it; nobody is told."""
         self.authority.revoke(*pairs)
         shutil.copy(self.authority.crl, self.folder / "etc/ddump/crl.pem")
+
+    def reload(self) -> None:
+        """Have workers and nginx read their files anew."""
+        heard = [(each, len(each.said)) for each in (self.worker, self.bare)]
+        for worker, _ in heard:
+            worker.process.send_signal(signal.SIGHUP)
+        self.nginx.reload()
+        for worker, since in heard:
+            worker.await_said("read all files again", since)
 
 
 def certificate(pair: Pair) -> list[str | Path]:
@@ -173,8 +201,8 @@ def bearer(token: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def site(*options: str) -> Iterator[Site]:
-    """Make a site; ``options`` are of the first worker."""
+def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
+    """Make a site; ``environment`` is nginx's."""
     with contextlib.ExitStack() as stack:
         # Not in a test's own folder: www-data has to get in, and sockets' paths are short.
         folder = Path(
@@ -196,29 +224,28 @@ def site(*options: str) -> Iterator[Site]:
         ours = folder / "etc/ddump"
         # Nothing of nginx's is captured, nor what goes from one worker to its client.
         common = (
+            "--log-format", "json",
             "--tls-cert", f"{server.cert}", "--tls-key", f"{server.key}",
             "--tls-crl", f"{ours}/crl.pem", "--token-file", f"{tokens}",
             "--exclude", f"tcp portrange 8475-{TOKEN_PORT}",
         )  # fmt: skip
         behind = (
             "--listen", f"unix:{socket_path(folder)}", "--listen-group", USER,
-            "--listen", f"{host.address}:{CERTIFICATE_PORT}",
+            "--listen", f"0.0.0.0:{CERTIFICATE_PORT}",
             "--proxy-uid", USER, "--tls-client-ca", f"{authority.cert}",
         )  # fmt: skip
-        worker = stack.enter_context(
-            running_worker(*behind, *common, *options, host=host)
-        )
+        worker = stack.enter_context(running_worker(*behind, *common, host=host))
         bare = stack.enter_context(
-            running_worker(
-                "--listen", f"{host.address}:{TOKEN_PORT}", *common, host=host
-            )
+            running_worker("--listen", f"0.0.0.0:{TOKEN_PORT}", *common, host=host)
         )
         yield Site(
             net=net,
             folder=folder,
             authority=authority,
             server=server,
-            nginx=stack.enter_context(nginx(host, folder)),
+            nginx=stack.enter_context(
+                nginx(host, folder, environment=environment or {})
+            ),
             worker=worker,
             bare=bare,
             user=user,

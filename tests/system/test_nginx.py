@@ -6,9 +6,12 @@ Who gets in is in ``test_trust.py``.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -19,8 +22,9 @@ import pytest
 
 from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
 from support.captures import parse_pcap
-from support.programs import DDUMP, started
-from support.site import certificate, site
+from support.nginx import USER, socket_path
+from support.programs import DDUMP, running_worker, started
+from support.site import bearer, certificate, site
 from support.traffic import FILTER, PORT
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
@@ -46,16 +50,6 @@ def capture_url(place, expression, **others):
         for name, value in {"filter": expression, **others}.items()
     )
     return f"{place.url}/capture?{query}"
-
-
-@contextlib.contextmanager
-def streaming(place, mine, expression, *options, **others):
-    """Have curl stream; yields it when the stream has begun."""
-    url = capture_url(place, expression, **others)
-    command = place.curl_command("-N", *certificate(mine), *options, url)
-    with started(command, stdout=subprocess.PIPE) as curl:
-        assert len(curl.stdout.read(24)) == 24
-        yield curl
 
 
 def captured(place, *arguments, env=None):
@@ -130,7 +124,9 @@ def test_the_command_shows_a_token(place, tmp_path):
 )
 def test_a_single_packet_is_there_at_once(place, mine, accept):
     delays = []
-    with streaming(place, mine, PING, "-H", f"Accept: {accept}") as curl:
+    with place.streaming(
+        mine, f"filter={quote(PING)}", "-H", f"Accept: {accept}"
+    ) as curl:
         out = curl.stdout.fileno()
         for _ in range(5):
             seen = b""
@@ -154,7 +150,9 @@ def test_a_single_packet_is_there_at_once(place, mine, accept):
 def test_a_client_that_goes_is_noticed_though_nothing_comes(place, mine, accept, way):
     url = capture_url(place, SILENT)
     if way == "kill":
-        with streaming(place, mine, SILENT, "-H", f"Accept: {accept}") as curl:
+        with place.streaming(
+            mine, f"filter={quote(SILENT)}", "-H", f"Accept: {accept}"
+        ) as curl:
             assert place.running() == 1
             curl.send_signal(signal.SIGKILL)
             place.await_running(0, seconds=2)
@@ -172,7 +170,9 @@ def test_a_client_that_goes_is_noticed_though_nothing_comes(place, mine, accept,
             )
             socket.close(client.detach())
         else:
-            with contextlib.suppress(OSError):
+            client.setblocking(False)
+            # Says goodbye, and waits for no answer.
+            with contextlib.suppress(ssl.SSLError):
                 client.unwrap()
             client.close()
         place.await_running(0, seconds=2)
@@ -237,3 +237,65 @@ def test_the_longest_query_passes(place, mine):
     answer = place.curl(*certificate(mine), url.replace("&", "%20&", 1))
     assert answer.status == 400
     assert answer.problem["parameter"] == "filter"
+
+
+def test_the_address_of_a_client_is_told_as_people_write_it(place):
+    place.host.run("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0")
+    since = len(place.worker.said)
+    done = subprocess.run(
+        place.host.command(
+            "curl", "-sk", *bearer(place.token), "https://[::1]:8475/api/v1/interfaces"
+        ),
+        check=True,
+        capture_output=True,
+    )
+    assert json.loads(done.stdout)
+    line = place.worker.await_said('"/api/v1/interfaces"', since)
+    assert re.fullmatch(r"\[::1\]:[0-9]+", json.loads(line)["address"])
+
+
+def test_each_worker_has_its_path(place, mine):
+    # Those of the other two names do not run here.
+    for path in ("/hosts/web1/api/v1/health", "/hosts/db1/capture"):
+        answer = place.curl(*certificate(mine), f"{place.url}{path}")
+        assert answer.status == 502
+        assert "may nginx connect" in answer.problem["hint"]
+    with contextlib.ExitStack() as stack:
+        for name in ("web1", "db1"):
+            path = socket_path(place.folder, name)
+            options = (
+                "--listen", f"unix:{path}", "--listen-group", USER,
+                "--proxy-uid", USER, "--exclude", "tcp port 8475",
+            )  # fmt: skip
+            stack.enter_context(running_worker(*options, host=place.host))
+        for name in ("web1", "db1"):
+            told = place.run(
+                "status", "--json", "--ca", place.authority.cert, *certificate(mine),
+                f"{name}={place.url}/hosts/{name}/",
+            )  # fmt: skip
+            assert told.returncode == 0, told
+            # Its own: nobody has asked this one for anything yet.
+            assert json.loads(told.stdout)["connections"] == 1, told.stdout
+
+
+def test_what_is_logged_of_requests(place, mine):
+    after = "host 192.0.2.99"
+    answers = [
+        place.curl(*shown, f"{place.url}/capture?duration=1ms&filter={quote(after)}")
+        for shown in (
+            certificate(mine),
+            bearer(place.token),
+            ["-u", f"{place.user}:{place.password}"],
+            ["-u", f"{place.user}:{place.password}x"],
+            [],
+        )
+    ]
+    log = place.nginx.log()
+    lines = [json.loads(line) for line in log.splitlines()][-len(answers) :]
+    assert [line["status"] for line in lines] == [200, 200, 200, 401, 401]
+    assert [line["certificate"] for line in lines] == ["CN=responder", *[""] * 4]
+    assert {line["path"] for line in lines} == {"/capture"}
+    assert "192.0.2.99" not in log
+    for each in (log, place.nginx.log("error.log")):
+        assert place.password not in each
+        assert place.token not in each
