@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ssl
 
@@ -10,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ddump_common.errors import UsageError
-from ddump_common.tls import client_context
+from ddump_common.tls import client_context, server_context
 from support.certificates import Authority
 
 
@@ -123,3 +124,68 @@ def test_nothing_is_verified_only_when_that_is_said(tmp_path):
     for given in ({"ca": authority.cert}, {"crl": authority.crl}):
         with pytest.raises(UsageError, match="--insecure verifies nothing"):
             client_context(insecure=True, **given)
+
+
+class TestServer:
+    @pytest.fixture
+    def authority(self, tmp_path):
+        return Authority(tmp_path)
+
+    def test_clients_need_a_certificate_where_an_authority_is_named(self, authority):
+        pair = authority.server("web1.example.org")
+        plain = server_context(cert=pair.cert, key=pair.key)
+        assert plain.verify_mode is ssl.CERT_NONE
+        strict = server_context(cert=pair.cert, key=pair.key, client_ca=authority.cert)
+        assert strict.verify_mode is ssl.CERT_REQUIRED
+        assert not strict.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        revoking = server_context(
+            cert=pair.cert, key=pair.key, client_ca=authority.cert, crl=authority.crl
+        )
+        assert revoking.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        for context in (plain, strict, revoking):
+            assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+            assert context.options & ssl.OP_NO_TICKET
+            assert context.num_tickets == 0
+
+    def test_a_handshake_that_fails_says_what_to_tell_the_client(self, authority):
+        pair = authority.server("web1.example.org")
+        server = server_context(
+            cert=pair.cert, key=pair.key, client_ca=authority.cert, crl=authority.crl
+        )
+        client = client_context(ca=authority.cert)
+        one, other = ssl.MemoryBIO(), ssl.MemoryBIO()
+        serving = server.wrap_bio(one, other, server_side=True)
+        asking = client.wrap_bio(other, one, server_hostname="web1.example.org")
+        for _ in range(2):
+            for each in (asking, serving):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    try:
+                        each.do_handshake()
+                    except ssl.SSLError as exc:
+                        if each is asking or isinstance(exc, ssl.SSLWantReadError):
+                            raise
+                        failure = exc
+        assert failure.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+        other.write(failure.alert)
+        with pytest.raises(ssl.SSLError, match="certificate required"):
+            asking.read()
+
+    @pytest.mark.parametrize("name", ["cert", "key", "client_ca", "crl"])
+    def test_files_that_cannot_be_used_are_named(self, authority, tmp_path, name):
+        pair = authority.server("web1.example.org")
+        files = {
+            "cert": pair.cert,
+            "key": pair.key,
+            "client_ca": authority.cert,
+            "crl": authority.crl,
+        }
+        missing, wrong = tmp_path / "missing.pem", tmp_path / "wrong.pem"
+        wrong.write_text("nothing of the kind")
+        for path in (missing, wrong):
+            with pytest.raises(UsageError, match=path.name.replace(".", r"\.")):
+                server_context(**{**files, name: path})
+
+    def test_a_list_of_revocations_is_no_authority(self, authority):
+        pair = authority.server("web1.example.org")
+        with pytest.raises(UsageError, match="there is none"):
+            server_context(cert=pair.cert, key=pair.key, client_ca=authority.crl)

@@ -351,6 +351,7 @@ class TestRoom:
             head, _, body = answer.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
             assert b"Retry-After: 5\r\n" in head
+            assert b"Ddump-Host: " in head
             assert json.loads(body)["detail"] == "all 2 connections are in use"
             first.close()
             await wait_until(lambda: answered(running))

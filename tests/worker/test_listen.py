@@ -18,6 +18,7 @@ from ddump_worker.listen import (
     UnixAddress,
     check_access,
     parse_address,
+    parse_user,
 )
 
 
@@ -35,11 +36,12 @@ class TestParseAddress:
         address = parse_address(text)
         assert address == TcpAddress(host=ipaddress.ip_address(host), port=port)
         assert str(address) == shown
+        assert address.url(tls=True) == shown.replace("http://", "https://")
 
     def test_unix(self):
         address = parse_address("unix:/run/x.sock")
         assert address == UnixAddress(path=Path("/run/x.sock"))
-        assert str(address) == "unix:/run/x.sock"
+        assert str(address) == address.url(tls=True) == "unix:/run/x.sock"
 
     def test_a_relative_path_is_that_of_now(self):
         assert parse_address("unix:x.sock").path == Path.cwd() / "x.sock"
@@ -64,31 +66,59 @@ class TestParseAddress:
 
 class TestCheckAccess:
     @pytest.mark.parametrize(
-        ("addresses", "anonymous", "plaintext", "words"),
+        ("addresses", "given", "words"),
         [
-            (["127.0.0.1:1"], False, False, "can read this host's traffic"),
-            (["127.0.0.1:1"], False, True, "can read this host's traffic"),
-            (["127.0.0.1:1"], True, False, None),
-            (["[::1]:1"], True, False, None),
-            (["10.0.0.1:1"], True, False, "not encrypted"),
-            (["0.0.0.0:1"], True, False, "not encrypted"),
-            (["[::]:1"], True, False, "not encrypted"),
-            (["10.0.0.1:1"], False, True, "can read this host's traffic"),
-            (["10.0.0.1:1"], True, True, None),
-            (["unix:/x"], False, False, None),
-            (["unix:/x", "127.0.0.1:1"], False, False, "can read this host's"),
-            (["127.0.0.1:1", "10.0.0.1:1"], True, False, "http://10.0.0.1:1"),
+            (["127.0.0.1:1"], "", "can read this host's traffic"),
+            (["127.0.0.1:1"], "tls", "can read this host's traffic"),
+            (["127.0.0.1:1"], "plaintext", "can read this host's traffic"),
+            (["127.0.0.1:1"], "anonymous", None),
+            (["[::1]:1"], "anonymous", None),
+            (["127.0.0.1:1"], "identified", None),
+            (["127.0.0.1:1"], "identified tls", None),
+            (["10.0.0.1:1"], "anonymous", "not encrypted"),
+            (["10.0.0.1:1"], "identified", "not encrypted"),
+            (["0.0.0.0:1"], "anonymous", "not encrypted"),
+            (["[::]:1"], "anonymous", "not encrypted"),
+            (["10.0.0.1:1"], "tls", "can read this host's traffic"),
+            (["10.0.0.1:1"], "plaintext", "can read this host's traffic"),
+            (["10.0.0.1:1"], "anonymous plaintext", None),
+            (["10.0.0.1:1"], "identified plaintext", None),
+            (["10.0.0.1:1"], "identified tls", None),
+            (["10.0.0.1:1"], "anonymous tls", None),
+            (["unix:/x"], "", None),
+            (["unix:/x", "127.0.0.1:1"], "", "can read this host's"),
+            (["127.0.0.1:1", "10.0.0.1:1"], "anonymous", "http://10.0.0.1:1"),
         ],
     )
-    def test_openness_needs_words(self, addresses, anonymous, plaintext, words):
+    def test_openness_needs_words(self, addresses, given, words):
         parsed = [parse_address(text) for text in addresses]
-        options = {"allow_anonymous": anonymous, "allow_plaintext": plaintext}
+        options = {
+            "tls": "tls" in given,
+            "identified": "identified" in given,
+            "allow_anonymous": "anonymous" in given,
+            "allow_plaintext": "plaintext" in given,
+        }
         if words is None:
             check_access(parsed, **options)
         else:
             with pytest.raises(UsageError, match=words) as caught:
                 check_access(parsed, **options)
-            assert "--allow-" in caught.value.hint
+            for hint in ("--allow-", "--tls-cert", "unix:PATH"):
+                assert hint in caught.value.hint
+
+
+class TestParseUser:
+    def test_a_name_or_a_number(self):
+        assert parse_user("root") == 0
+        assert parse_user("nobody") == 65534
+        assert parse_user("1234567") == 1234567
+
+    @pytest.mark.parametrize(
+        "text", ["", "nosuchuser", "-1", "0x0", "1.5", "a\0b", "٣", "99999999999"]
+    )
+    def test_what_is_no_user_is_refused(self, text):
+        with pytest.raises(UsageError, match="there is no user"):
+            parse_user(text)
 
 
 class TestTcpListener:

@@ -325,30 +325,6 @@ class TestLimits:
             assert now["memory"]["used_bytes"] == 16 << 20
             assert {each["buffer_bytes"] for each in now["streams"]} == {8 << 20}
 
-    async def test_connections_over_the_limit_are_answered_and_closed(self):
-        async with worker("--max-connections", "3") as running:
-            parts = urlsplit(running.url)
-            opened = [
-                await asyncio.open_connection(parts.hostname, parts.port)
-                for _ in range(3)
-            ]
-            for _ in range(2):
-                head, reader, writer = await connect(running, "/api/v1/health")
-                assert head.startswith(b"HTTP/1.1 503 Service Unavailable")
-                assert b"Retry-After: " in head
-                assert b"Ddump-Host: " in head
-                assert b"all 3 connections are in use" in await reader.read()
-                writer.close()
-            for _, writer in opened:
-                writer.close()
-
-            async def served() -> bool:
-                head, _, writer = await connect(running, "/api/v1/health")
-                writer.close()
-                return b"200 OK" in head
-
-            await wait_until(served)
-
 
 class TestFilters:
     async def test_a_slow_filter_stops_nobody(self):
