@@ -30,7 +30,9 @@ __all__ = [
     "HEARTBEAT_NS",
     "HOST_HEADER",
     "INTERFACES_PATH",
+    "MAX_COUNT",
     "MAX_FILTER_BYTES",
+    "MAX_INTERFACES",
     "MEDIA_TYPE_PCAP",
     "MEDIA_TYPE_PCAPNG",
     "MEDIA_TYPE_PROBLEM",
@@ -92,7 +94,7 @@ Its time is a promise: nothing earlier follows.
 
 MAX_FILTER_BYTES = 4096
 MAX_INTERFACES = 64
-_MAX_COUNT = (1 << 63) - 1
+MAX_COUNT = (1 << 63) - 1
 _MAX_DURATION = 366 * 86400 * SECONDS
 # IFNAMSIZ less its NUL; Linux refuses "/" and white space in a name (dev_valid_name).
 _INTERFACE_NAME = re.compile(r"[^\s/\0]{1,15}")
@@ -187,8 +189,8 @@ class CaptureQuery:
                     "interface", f"{name!r} is not an interface's name"
                 )
         _check_range("snaplen", self.snaplen, MAX_SNAPLEN)
-        _check_range("packets", self.packets, _MAX_COUNT)
-        _check_range("bytes", self.bytes, _MAX_COUNT)
+        _check_range("packets", self.packets, MAX_COUNT)
+        _check_range("bytes", self.bytes, MAX_COUNT)
         _check_range("duration", self.duration_ns, _MAX_DURATION, shown=format_duration)
         _check_range("idle", self.idle_ns, _MAX_DURATION, shown=format_duration)
 

@@ -15,6 +15,7 @@ from ddump_common.api import (
     HEALTH_PATH,
     INTERFACES_PATH,
     METRICS_PATH,
+    OPENAPI_PATH,
     RING_PATH,
     SEGMENTS_PATH,
     STATUS_PATH,
@@ -53,6 +54,7 @@ def create_app(core: Core) -> web.Application:
         (STATUS_PATH, handlers.status),
         (INTERFACES_PATH, handlers.interface_list),
         (METRICS_PATH, handlers.metrics),
+        (OPENAPI_PATH, handlers.openapi),
     ):
         app.router.add_get(path, handler, expect_handler=_expect)
     return app

@@ -42,6 +42,7 @@ from .core import Core
 from .door import CLIENT
 from .heartbeat import Heartbeat
 from .interfaces import capturable, interfaces
+from .openapi import document
 from .preamble import pcap_preamble, pcapng_preamble
 from .window import NoRingError
 
@@ -62,6 +63,7 @@ __all__ = [
     "health",
     "interface_list",
     "metrics",
+    "openapi",
     "ring",
     "segments",
     "status",
@@ -72,6 +74,7 @@ CORE = web.AppKey("CORE", Core)
 _log = logging.getLogger(__name__)
 
 _MAX_PARAMETERS = 256
+_DOCUMENT = document()
 
 
 async def capture(request: web.Request) -> web.StreamResponse:
@@ -314,6 +317,11 @@ async def interface_list(request: web.Request) -> web.Response:
             for each in await asyncio.to_thread(capturable)
         ]
     )
+
+
+async def openapi(_: web.Request) -> web.Response:
+    """``GET /api/v1/openapi.json``: what this worker serves."""
+    return web.Response(body=_DOCUMENT, content_type="application/json")
 
 
 async def metrics(request: web.Request) -> web.Response:
