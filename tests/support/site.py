@@ -42,9 +42,10 @@ TOKEN_PORT = 8477
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What curl was answered; ``status`` is 0 when it was not."""
+    """What curl was answered; ``status`` is 0 when it was not, ``port`` curl's own."""
 
     status: int
+    port: int
     headers: dict[str, list[str]]
     body: bytes
     error: str
@@ -105,7 +106,9 @@ class Site:
     def curl(self, *arguments: str | Path) -> Answer:
         """Ask with curl for something that ends."""
         done = subprocess.run(
-            self.curl_command("-i", "--max-time", "10", *arguments),
+            self.curl_command(
+                "-i", "--max-time", "10", "-w", "%{stderr} %{local_port}", *arguments
+            ),
             check=False,
             capture_output=True,
         )
@@ -116,9 +119,8 @@ class Site:
             name, _, value = line.partition(": ")
             headers.setdefault(name.lower(), []).append(value)
         match = re.match(r"HTTP/1\.[01] ([0-9]{3})", first)
-        return Answer(
-            int(match[1]) if match else 0, headers, body, done.stderr.decode()
-        )
+        error, _, port = done.stderr.decode().rpartition(" ")
+        return Answer(int(match[1]) if match else 0, int(port), headers, body, error)
 
     @contextlib.contextmanager
     def streaming(
@@ -160,20 +162,31 @@ class Site:
         """Have the client ping the host, which answers."""
         self.client.run("ping", "-c", str(count), "-i", "0.2", self.host.address)
 
-    def connect(
-        self, pair: Pair | None = None, *, receive_buffer: int = 0
-    ) -> ssl.SSLSocket:
-        """Return a TLS connection from the client to nginx."""
+    def context(self, pair: Pair | None) -> ssl.SSLContext:
+        """Return a client's context that shows a certificate, or none."""
         context = ssl.create_default_context(cafile=str(self.authority.cert))
         if pair is not None:
             context.load_cert_chain(pair.cert, pair.key)
+        return context
+
+    def connect(
+        self,
+        context: ssl.SSLContext,
+        *,
+        port: int = PORT,
+        session: ssl.SSLSession | None = None,
+        receive_buffer: int = 0,
+    ) -> ssl.SSLSocket:
+        """Return a TLS connection from the client to a port of the host."""
         with self.client.entered():
             plain = socket.socket()
         plain.settimeout(5)
         if receive_buffer:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        plain.connect((self.host.address, PORT))
-        return context.wrap_socket(plain, server_hostname=self.host.address)
+        plain.connect((self.host.address, port))
+        return context.wrap_socket(
+            plain, server_hostname=self.host.address, session=session
+        )
 
     def revoke(self, *pairs: Pair) -> None:
         """Revoke certificates where workers and nginx read of it; nobody is told."""

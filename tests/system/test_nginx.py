@@ -157,7 +157,7 @@ def test_a_client_that_goes_is_noticed_though_nothing_comes(place, mine, accept,
             curl.send_signal(signal.SIGKILL)
             place.await_running(0, seconds=2)
         return
-    with place.connect(mine) as client:
+    with place.connect(place.context(mine)) as client:
         client.sendall(
             f"GET {url.removeprefix(place.url)} HTTP/1.1\r\nHost: {place.host.address}\r\n"
             f"Accept: {accept}\r\n\r\n".encode()

@@ -100,7 +100,7 @@ both = pytest.mark.parametrize("witness", ["worker", "web1"], indirect=True)
 
 def asked(place, pair, request):
     """Send ``request`` as it is; return the status of the answer, 0 when there is none."""
-    with place.connect(pair) as client:
+    with place.connect(place.context(pair)) as client:
         client.sendall(request)
         answer = b""
         with contextlib.suppress(ConnectionResetError, ssl.SSLEOFError):

@@ -56,7 +56,7 @@ def test_a_client_may_pause_for_days_and_misses_nothing(place, clock):
     mine = place.authority.client("responder")
     count = 8000
     with (
-        place.connect(mine, receive_buffer=1 << 16) as client,
+        place.connect(place.context(mine), receive_buffer=1 << 16) as client,
         place.client.entered(),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
@@ -108,7 +108,9 @@ def dechunked(body):
 def test_half_a_header_is_not_waited_for(place, clock):
     mine = place.authority.client("responder")
     with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(place.connect(mine)) for _ in range(20)]
+        slow = [
+            stack.enter_context(place.connect(place.context(mine))) for _ in range(20)
+        ]
         for each in slow:
             each.sendall(b"GET /capture HTTP/1.1\r\nHost: a\r\n")
         # They are read before the clock moves: nginx answers who comes after them.
