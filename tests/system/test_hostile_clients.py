@@ -1,0 +1,127 @@
+"""Very many clients at once, and what is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import ssl
+import subprocess
+import time
+from collections import Counter
+
+import aiohttp
+import pytest
+
+from support.certificates import Authority
+from support.namespaces import network
+from support.workers import wait_until, worker
+
+pytestmark = [pytest.mark.live, pytest.mark.process]
+
+REQUESTS = 1000
+STREAMS = 8
+
+
+@pytest.fixture(autouse=True)
+def _enough_descriptors():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_a_thousand_requests_at_the_limit_of_streams(tmp_path, encrypted):
+    """Eight get what they ask for, all others an answer, and nothing is left."""
+    options: tuple[str, ...] = ("--max-connections", str(2 * REQUESTS))
+    tls = None
+    if encrypted:
+        authority = Authority(tmp_path)
+        pair, mine = authority.server("127.0.0.1"), authority.client("alice")
+        options += (
+            "--tls-cert", str(pair.cert), "--tls-key", str(pair.key),
+            "--tls-client-ca", str(authority.cert),
+        )  # fmt: skip
+        tls = ssl.create_default_context(cafile=authority.cert)
+        tls.load_cert_chain(mine.cert, mine.key)
+    connector = aiohttp.TCPConnector(limit=0, ssl=tls or True)
+    async with (
+        worker(*options, anonymous=not encrypted) as running,
+        aiohttp.ClientSession(running.url, connector=connector) as http,
+    ):
+        async with http.get("/api/v1/status") as answer:
+            assert answer.status == 200
+        before = running.descriptors()
+        statuses: Counter[int] = Counter()
+        enough = asyncio.Event()
+
+        async def ask() -> None:
+            async with http.get("/capture", params={"filter": "udp port 1"}) as answer:
+                statuses[answer.status] += 1
+                if answer.status == 503:
+                    assert answer.headers["Retry-After"]
+                    assert "streams" in (await answer.json(content_type=None))["detail"]
+                if statuses.total() == REQUESTS:
+                    enough.set()
+                await enough.wait()
+
+        async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
+            for _ in range(REQUESTS):
+                tasks.create_task(ask())
+            await enough.wait()
+            assert running.packet_sockets() == STREAMS
+        assert statuses == {200: STREAMS, 503: REQUESTS - STREAMS}
+
+        async def free() -> bool:
+            async with http.get("/api/v1/status") as answer:
+                said = await answer.json()
+            return not said["streams"] and said["memory"]["used_bytes"] == 0
+
+        await wait_until(free)
+        assert running.packet_sockets() == 0
+        await wait_until(lambda: running.descriptors() <= before)
+        async with http.get("/capture", params={"duration": "0.1"}) as answer:
+            assert answer.status == 200
+            assert len(await answer.read()) >= 24
+
+
+async def test_clients_that_vanish_lose_their_handles_within_a_minute(tmp_path):
+    """By TLS: one to which nothing is sent, and one to which something always is."""
+    authority = Authority(tmp_path)
+    mine = authority.client("alice")
+    with network(1, prefix="ddump-gone") as net:
+        (host,) = net.hosts
+        pair = authority.server(host.address)
+        async with worker(
+            "--tls-cert", str(pair.cert), "--tls-key", str(pair.key),
+            "--tls-client-ca", str(authority.cert),
+            listen=[f"{host.address}:0"], prefix=host.command(), anonymous=False,
+        ) as running, contextlib.AsyncExitStack() as stack:  # fmt: skip
+            for accept in ("application/vnd.tcpdump.pcap", "application/x-pcapng"):
+                process = await asyncio.create_subprocess_exec(
+                    *net.client.command(
+                        "curl", "-sSN", "--cacert", str(authority.cert),
+                        "--cert", str(mine.cert), "--key", str(mine.key),
+                        "-H", f"Accept: {accept}", f"{running.url}/capture?filter=icmp",
+                    ),
+                    stdout=subprocess.PIPE,
+                )  # fmt: skip
+                stack.push_async_callback(process.wait)
+                stack.callback(process.kill)
+                assert process.stdout is not None
+                assert len(await process.stdout.readexactly(24)) == 24
+            assert running.packet_sockets() == 2
+            net.client.run("nft", "-f", "-", input=_DEAF)
+            vanished = time.monotonic()
+            await wait_until(lambda: running.packet_sockets() == 0, seconds=58)
+            assert time.monotonic() - vanished > 20  # no sooner: networks have pauses
+            await wait_until(lambda: running.text.count("identity=cert:CN=alice") == 2)
+            assert running.text.count("has vanished") == 1  # of the other TCP knows
+
+
+_DEAF = b"""
+add table inet gone
+add chain inet gone input { type filter hook input priority 0; policy drop; }
+add chain inet gone output { type filter hook output priority 0; policy drop; }
+"""
