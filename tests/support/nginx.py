@@ -83,7 +83,9 @@ class Nginx:
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    return any(each.samefile(path) for each in Path(f"/proc/{pid}/fd").iterdir())
+    with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        return any(each.samefile(path) for each in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def _accepts(pid: int) -> bool:
