@@ -454,3 +454,12 @@ class TestReload:
                     "/capture", filter="udp port 1", packets="1", idle="10ms"
                 )
             assert len(records(await response.read())) == 0
+
+    async def test_rules_and_tokens_change_together_or_not_at_all(self, tmp_path):
+        async with serving(tmp_path, table("token:alice")) as to:
+            (tmp_path / "tokens").write_text("no token at all\n")
+            await to.reload(table("token:bob"))
+            assert '"nothing is changed: ' in to.running.said[-1]
+            await to.stream("/capture", filter="udp port 1", packets="1", idle="10ms")
+            problem, _ = await to.refusal("/capture", "bob")
+            assert problem["status"] == 403
