@@ -8,10 +8,11 @@ import pytest
 
 from ddump_common.api import Link, RingQuery
 from ddump_common.errors import FilterError, ParameterError
-from ddump_worker.access import Access
+from ddump_worker.access import Access, Grant, Rule
 from ddump_worker.capacity import ExhaustedError
 from ddump_worker.core import Core
 from ddump_worker.denial import ForbiddenError
+from ddump_worker.exclusion import Exclusion
 from ddump_worker.filters import FilterCompiler
 from ddump_worker.streams import Streams
 from ddump_worker.window import NoRingError
@@ -53,6 +54,8 @@ def core(*, link=Link.SLL2, **given) -> Core:
 
 async def planned(core, *, granted=None, **query):
     asked = order(RingQuery(**query), **(granted or {}))
+    if granted:
+        core.access.replace([Rule(identities=("anonymous",), grant=asked.grant)])
     program, plan = await core.plan_window(asked, now_ns=7)
     assert plan == (asked.query, 7, asked.oldest_ns(7))
     return program
@@ -117,7 +120,9 @@ async def test_the_rule_s_filter_holds_for_whatever_is_asked():
 
 async def test_how_far_back_it_goes_is_counted_from_the_request():
     asked = order(RingQuery(), max_age_ns=5)
-    _, (_, now_ns, oldest_ns) = await core().plan_window(asked, now_ns=7)
+    rules = Access([Rule(identities=("anonymous",), grant=asked.grant)])
+    parts = core(access=rules)
+    _, (_, now_ns, oldest_ns) = await parts.plan_window(asked, now_ns=7)
     assert (now_ns, oldest_ns) == (7, 2)
 
 
@@ -129,3 +134,25 @@ async def test_too_many_streams_are_refused_before_anything_is_compiled():
         await parts.plan_window(asked, now_ns=7)
     with pytest.raises(ForbiddenError):
         await parts.plan(asked)
+
+
+@pytest.mark.parametrize("is_window", [True, False])
+async def test_rules_that_change_while_it_is_planned_are_the_ones_that_hold(
+    is_window,
+):
+    access = Access([Rule(identities=("anonymous",), grant=Grant())])
+
+    async def compiling(*_, **__):
+        changed = Grant(filter="not port 22")
+        access.replace([Rule(identities=("anonymous",), grant=changed)])
+        return b""
+
+    parts = core(
+        access=access,
+        filters=SimpleNamespace(compile=compiling),
+        captures=SimpleNamespace(check=lambda: None),
+        exclusion=Exclusion(),
+    )
+    asked = order(RingQuery(filter="udp"))
+    with pytest.raises(ForbiddenError, match="has changed meanwhile"):
+        await (parts.plan_window(asked, now_ns=7) if is_window else parts.plan(asked))

@@ -11,6 +11,7 @@ from ddump_common.errors import ParameterError
 from ddump_common.pcap import MAX_SNAPLEN
 
 from .config import read_rules
+from .denial import ForbiddenError
 from .exclusion import only
 from .interfaces import interfaces
 from .vetting import vet_rules
@@ -106,7 +107,8 @@ class Core:
         """Check all of a request that can be checked without a handle.
 
         Raises:
-            ForbiddenError: who asks has as many streams as it may have.
+            ForbiddenError: who asks has as many streams as it may have, or its rule has
+                changed meanwhile.
             ParameterError: an interface that does not exist.
             ExhaustedError: too many streams, too much memory.
             FilterError: the filter does not compile.
@@ -128,6 +130,7 @@ class Core:
             snaplen=query.snaplen,
             client=order.client.host,
         )
+        self._confirm(order)
         return Plan(program=program, host=host, chosen=chosen)
 
     async def plan_window(
@@ -139,8 +142,7 @@ class Core:
         before that.
 
         Raises:
-            ForbiddenError: who asks has as many streams as it may have, or the window
-                is too old for it.
+            ForbiddenError: as ``plan``, or the window is too old for who asks.
             NoRingError: there is none.
             ParameterError: an interface that the ring does not know.
             ExhaustedError: too many windows.
@@ -171,7 +173,17 @@ class Core:
         plan = await windows.plan(
             query, now_ns=now_ns, oldest_ns=order.oldest_ns(now_ns)
         )
+        self._confirm(order)
         return program, plan
+
+    def _confirm(self, order: Order[CaptureQuery]) -> None:
+        # The rules may have been replaced while this waited; from here on the stream is
+        # one of those that ``holds`` looks at.
+        if not self.access.holds(order.client.identity, order.grant):
+            raise ForbiddenError(
+                f"the rule for {order.client.identity} has changed meanwhile",
+                retry_after_seconds=1,
+            )
 
     def _recorded_indices(
         self, names: tuple[str, ...], recording: Recording
