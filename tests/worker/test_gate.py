@@ -224,6 +224,17 @@ class TestTls:
             await stop_soon(running)
         assert running.text.count("the TLS handshake with") == 30
 
+    async def test_all_that_failed_are_counted(self, options, authority):
+        tls = context(authority, authority.client("alice"))
+        async with worker(*options, anonymous=False) as running:
+            for _ in range(40):
+                with pytest.raises((ssl.SSLError, OSError)):
+                    await asked(running, HEALTH, context(authority))
+            answer = await asked(
+                running, b"GET /metrics HTTP/1.1\r\nHost: [::1]\r\n\r\n", tls
+            )
+            assert b"ddump_worker_failed_handshakes_total 40.0\n" in answer
+
 
 async def stop_soon(running: Worker) -> None:
     running.terminate()
@@ -387,6 +398,26 @@ async def closed(reader, *, seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
+
+
+class TestDescriptors:
+    async def test_without_a_free_one_it_waits_until_there_is(self):
+        async with worker() as running:
+            assert await answered(running)
+            _, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (0, hard))
+            async with connected(running) as (reader, writer):
+                writer.write(HEALTH)
+                await wait_until(
+                    lambda: "could not be accepted: Too many open files" in running.text
+                )
+                before = running.cpu_seconds()
+                await asyncio.sleep(1)
+                assert running.cpu_seconds() - before < 0.2
+                resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (4096, hard))
+                assert b"200 OK" in await reader.readuntil(b'"}')
+            assert await answered(running)
+        assert running.text.count("could not be accepted") <= 30
 
 
 async def answered(running: Worker) -> bool:

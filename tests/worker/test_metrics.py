@@ -22,13 +22,17 @@ TOTALS = Totals(
 )
 
 
+def connections_of(count, **counters):
+    return type("Connections", (), {**counters, "__len__": lambda _: count})()
+
+
 def test_every_counter_is_there_with_its_value_and_type():
     streams = SimpleNamespace(
         totals=lambda: TOTALS,
         states=lambda: {"running": 2, "closed": 3},
         refused=Counter(filter=4, memory=2),
     )
-    connections = type("Connections", (), {"refused": 7, "__len__": lambda _: 9})()
+    connections = connections_of(9, refused=7, evicted=8, failed_handshakes=10)
     capacity = SimpleNamespace(memory=123)
     metrics = Metrics(streams=streams, connections=connections, capacity=capacity)
     families = list(text_string_to_metric_families(metrics.render().decode()))
@@ -49,6 +53,8 @@ def test_every_counter_is_there_with_its_value_and_type():
         ("ddump_worker_refused", "counter", (("reason", "memory"),)): 2,
         ("ddump_worker_connections", "gauge", ()): 9,
         ("ddump_worker_refused_connections", "counter", ()): 7,
+        ("ddump_worker_evicted_connections", "counter", ()): 8,
+        ("ddump_worker_failed_handshakes", "counter", ()): 10,
         ("ddump_worker_capture_memory_bytes", "gauge", ()): 123,
     }
     assert all(family.documentation for family in families)
@@ -77,7 +83,7 @@ def ring_values(info: RingInfo) -> dict[str, float]:
         ring=SimpleNamespace(evicted=15),
     )
     streams = SimpleNamespace(totals=lambda: TOTALS, states=dict, refused=Counter())
-    connections = type("Connections", (), {"refused": 7, "__len__": lambda _: 9})()
+    connections = connections_of(9, refused=7, evicted=8, failed_handshakes=10)
     metrics = Metrics(
         streams=streams,
         connections=connections,
@@ -120,9 +126,7 @@ def test_an_empty_ring_has_no_age():
 def test_two_in_one_process_do_not_mix():
     parts = {
         "streams": SimpleNamespace(totals=lambda: TOTALS, states=dict, refused={}),
-        "connections": type(
-            "Connections", (), {"refused": 0, "__len__": lambda _: 0}
-        )(),
+        "connections": connections_of(0, refused=0, evicted=0, failed_handshakes=0),
         "capacity": SimpleNamespace(memory=0),
     }
     assert Metrics(**parts).render() == Metrics(**parts).render()

@@ -92,6 +92,7 @@ class Connections:
         self.limit = limit
         self.refused = 0
         self.evicted = 0
+        self.failed_handshakes = 0
         self._vanished_ms = vanished_ms
         self._open: dict[Connection, None] = {}
 

@@ -174,6 +174,7 @@ class Gate:
             self._farewells -= 1
 
     def _report_failure(self, connection: Connection, reason: str) -> None:
+        self._connections.failed_handshakes += 1
         self._report(
             "the TLS handshake with %s failed: %s",
             connection.address,

@@ -80,6 +80,16 @@ class _WorkerCollector(Collector):
             "Connections turned away as there were too many",
             self._connections.refused,
         )
+        yield _counter(
+            "evicted_connections",
+            "Connections without a request that were closed to make room",
+            self._connections.evicted,
+        )
+        yield _counter(
+            "failed_handshakes",
+            "TLS handshakes that failed",
+            self._connections.failed_handshakes,
+        )
         yield _gauge(
             "capture_memory_bytes", "Memory of all capture rings", self._capacity.memory
         )
