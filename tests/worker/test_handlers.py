@@ -254,7 +254,9 @@ class TestCapture:
             writer.write(request.encode() + b"Host: localhost\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
             for _ in range(50):
-                writer.write(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+                writer.write(
+                    b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+                )
                 await writer.drain()
             udp.send()
             rest = await reader.read()
@@ -383,7 +385,9 @@ class TestRefusals:
         [
             b"nonsense\r\n\r\n",
             b"GET / HTTP/9.9\r\n\r\n",
-            b"GET /capture?filter=" + b"a" * 50000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET /capture?filter="
+            + b"a" * 50000
+            + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
             b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header: 1\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
             b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
