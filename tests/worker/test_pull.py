@@ -315,7 +315,7 @@ class Listener:
 
     def __init__(self, opened) -> None:
         self.stream = PcapngStream()
-        self.stream.receive_data(pcapng_preamble(RingQuery()))
+        self.stream.receive_data(pcapng_preamble(RingQuery(), filter_run=""))
         self.takes = asyncio.Event()
         self.takes.set()
         self._pull = opened
