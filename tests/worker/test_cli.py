@@ -281,7 +281,7 @@ def test_help_shows_the_tool_working(invoke):
     assert "curl -sN" in result.output
     assert "DDUMP_WORKER_EXCLUDE" in result.output
     assert (
-        "Exit status: 0 ended by a signal, 1 failure, 2 what was asked for cannot be"
+        "Exit status: 0 ended by a signal or checked, 1 failure, 2 what was asked for"
         in result.output
     )
 

@@ -20,6 +20,7 @@ from ddump_common.units import format_size, parse_size
 
 from . import __version__, _pcap, config, ring
 from .capture import DEFAULT_BUFFER_SIZE
+from .check import check
 from .config import Config, read_file, read_rules
 from .listen import parse_address, parse_user
 from .log import LogFormat, configure
@@ -78,7 +79,7 @@ Each option may also come from the environment, as DDUMP_WORKER_ and its name
 DDUMP_WORKER_EXCLUDE by semicolons), or from the file of --config, under its name.
 
 \b
-Exit status: 0 ended by a signal, 1 failure, 2 what was asked for cannot be, such as\nan address that is taken.
+Exit status: 0 ended by a signal or checked, 1 failure, 2 what was asked for cannot be,\nsuch as an address that is taken.
 """
 
 
@@ -131,6 +132,14 @@ def _told_usage(exc: click.ClickException) -> str:
     callback=_load,
     metavar="FILE",
     help="TOML file with the names of these options as keys, and who may do what.",
+)
+@click.option(
+    "--check",
+    "checks",
+    is_flag=True,
+    allow_from_autoenv=False,
+    help="Read the files that are named, compile all filters, say what is wrong or ok, and "
+    "exit.",
 )
 @click.option(
     "--log-format",
@@ -340,7 +349,7 @@ def _told_usage(exc: click.ClickException) -> str:
     message=f"%(prog)s, version %(version)s\n{_pcap.library_version()}",
 )
 @click.pass_context
-def command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - what click has parsed
+def command(ctx: click.Context, /, *, checks: bool, **options: Any) -> None:  # noqa: ANN401 - what click has parsed
     """Capture packets on this host and stream them over HTTP.
 
     \b
@@ -362,7 +371,12 @@ def command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - wh
     announce = _announce if is_text else partial(_log.info, "listening on %s")
     complain = _complain if is_text else partial(_log.error, "%s")
     try:
-        uvloop.run(serve(Config(**options, **(ctx.obj or {})), announce=announce))
+        told = Config(**options, **(ctx.obj or {}))
+        if checks:
+            uvloop.run(check(told))
+            click.echo("ok")
+        else:
+            uvloop.run(serve(told, announce=announce))
     except DdumpError as exc:
         sys.exit(_report((exc,), complain))
     except BaseExceptionGroup as group:

@@ -30,6 +30,7 @@ __all__ = [
     "TcpAddress",
     "UnixAddress",
     "check_access",
+    "find_group",
     "parse_address",
     "parse_user",
 ]
@@ -167,6 +168,19 @@ def parse_user(text: str) -> int:
         raise UsageError(f"there is no user {text!r}") from exc
 
 
+def find_group(name: str) -> int:
+    """Return the number of a group of this host.
+
+    Raises:
+        UsageError: there is no such group.
+
+    """
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError) as exc:
+        raise UsageError(f"there is no group {name!r}") from exc
+
+
 class Listener:
     """A socket that listens, and what it leaves in the file system."""
 
@@ -237,12 +251,7 @@ def _tcp(address: TcpAddress) -> socket.socket:
 
 
 def _unix(path: Path, group: str | None) -> socket.socket:
-    group_id = -1
-    if group is not None:
-        try:
-            group_id = grp.getgrnam(group).gr_gid
-        except KeyError as exc:
-            raise UsageError(f"there is no group {group!r}") from exc
+    group_id = -1 if group is None else find_group(group)
     _remove_stale(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .filters import FilterCompiler
 
-__all__ = ["vet_exclusions", "vet_rules"]
+__all__ = ["vet_exclusions", "vet_ring", "vet_rules"]
 
 
 class _Case(NamedTuple):
@@ -40,6 +40,19 @@ async def vet_exclusions(expressions: Sequence[str], filters: FilterCompiler) ->
 
     """
     await _vet((_Case(f"--exclude {each!r}", each) for each in expressions), filters)
+
+
+async def vet_ring(config: Config, filters: FilterCompiler) -> None:
+    """Refuse a ``--ring-filter`` that does not compile; recording does so as well.
+
+    Raises:
+        UsageError: it does not.
+        CaptureError: this host cannot compile.
+
+    """
+    text = config.ring_filter
+    case = _Case(f"--ring-filter {text!r}", text, config.ring_link.link_type)
+    await _vet([case], filters)
 
 
 async def vet_rules(
