@@ -42,7 +42,7 @@ def told(code, shown=SHOWN, message=""):
         (26, "(CN=db) is not one for a server", ""),
         (62, "(CN=db) is not for web, but for db, 10.0.0.1", ""),
         (64, "(CN=db) is not for web, but for db, 10.0.0.1", ""),
-        (3, "(CN=db) is of an authority, CN=ca, that has no list in --crl", ""),
+        (3, "(CN=db) is of CN=ca, which has no list in --crl", ""),
         (12, "(CN=db) may be revoked: the list in --crl is out of date", ""),
         (11, "(CN=db) may be revoked: the list in --crl is not valid yet", ""),
         (7, "(CN=db) is not valid: bad\\x0asignature", ""),

@@ -130,8 +130,8 @@ async def test_an_authority_without_a_list(authority, tmp_path, context):
     other = Authority(tmp_path, "other")
     words = "--ca", authority.cert, "--crl", other.crl
     assert await refused(authority, context, *words) == (
-        "the certificate of 127.0.0.1 (CN=127.0.0.1) is of an authority, CN=authority, "
-        "that has no list in --crl"
+        "the certificate of 127.0.0.1 (CN=127.0.0.1) is of CN=authority, which has no "
+        "list in --crl"
     )
 
 
@@ -206,7 +206,8 @@ async def test_a_client_certificate_that_is_missing(authority):
     )
     # Before TLS 1.3 there was no word for it.
     assert await shown(authority, None, version=ssl.TLSVersion.TLSv1_2) == (
-        "TLS: handshake failure (does it want a client's certificate? see --cert)"
+        "TLS: handshake failure: it may want a client's certificate "
+        "(see --cert and --key)"
     )
 
 

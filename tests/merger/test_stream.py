@@ -310,6 +310,19 @@ async def test_what_was_shown_is_not_right(kind):
 async def test_redirects(headers, expected):
     error = await refused(answer("302 Found", **headers))
     assert expected in str(error)
+    assert error.hint == "name that URL instead, if it is trusted"
+
+
+async def test_a_prefix_without_its_slash():
+    """So nginx answers then, whatever it takes for its own name."""
+    script = answer("301 Moved", location="https://u:p@other:1/hosts/web1/?filter=icmp")
+    async with serving(script) as server:
+        target = parse_target(f"{server.url}/hosts/web1?filter=icmp")
+        async with open_session(None) as session:
+            one = HttpSource(target, session, connect_timeout_ns=SECOND)
+            with pytest.raises(RefusedError) as caught:
+                await one.open()
+    assert caught.value.hint == f"a proxy's prefix ends in /: {server.url}/hosts/web1/"
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,8 @@ def why_not_trusted(
         case _Fault.WRONG_PURPOSE:
             return f"{named} is not one for a server", ""
         case _Fault.NO_LIST:
-            return f"{named} is of an authority{issuer}, that has no list in --crl", ""
+            which = "an authority that" if shown is None else f"{shown.issuer}, which"
+            return f"{named} is of {which} has no list in --crl", ""
         case _Fault.LIST_EXPIRED | _Fault.LIST_NOT_YET_VALID:
             old = (
                 "is out of date" if code == _Fault.LIST_EXPIRED else "is not valid yet"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,9 @@ import aiohttp
 
 from ddump_common.errors import PeerError, UnreachableError, UntrustedError
 from ddump_common.text import printable
-from ddump_common.timespec import format_time
 from ddump_common.units import format_duration
+
+from .rejection import REJECTING_ALERTS, told_rejection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,16 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "map_exceptions", "one_line"]
 
-# The alerts by which a server refuses a client's certificate, and what they mean.
-_REFUSED = {
-    "unknown ca": "it does not know its authority, {0.issuer}",
-    "certificate expired": "it has expired",
-    "certificate revoked": "it is revoked",
-    "bad certificate": "",
-    "certificate unknown": "",
-    "unsupported certificate": "it is not one for a client",
-}
 _REQUIRED = "certificate required"
+_GIVE_ONE = "see --cert and --key"
 _ALERT = re.compile("(?:sslv3|tlsv1|tlsv13) alert (.*)")
 
 # What aiohttp's parsers say, with Python's way to write what they read.
@@ -124,15 +116,18 @@ def _alert(exc: BaseException) -> str:
 
 def _is_refusal(exc: BaseException) -> bool:
     alert = _alert(exc)
-    return alert == _REQUIRED or alert in _REFUSED
+    return alert == _REQUIRED or alert in REJECTING_ALERTS
 
 
 def _explain_tls(exc: ssl.SSLError, own: Certificate | None) -> tuple[str, str]:
     reason, alert = _reason(exc), _alert(exc)
     if alert == _REQUIRED:
-        return "it wants a client's certificate", "see --cert and --key"
-    if alert in _REFUSED and own is not None:
-        return _explain_refusal(alert, own), ""
+        return "it wants a client's certificate", _GIVE_ONE
+    if alert in REJECTING_ALERTS and own is not None:
+        return told_rejection(alert, own), ""
+    if alert == "handshake failure" and own is None:
+        # Before TLS 1.3 there was no alert of its own for that.
+        return "TLS: handshake failure: it may want a client's certificate", _GIVE_ONE
     if alert == "handshake failure":
         return f"TLS: {alert}", _doubt(own)
     if "wrong version number" in reason or "record layer failure" in reason:
@@ -142,19 +137,6 @@ def _explain_tls(exc: ssl.SSLError, own: Certificate | None) -> tuple[str, str]:
 
 def _reason(exc: ssl.SSLError) -> str:
     return (getattr(exc, "reason", None) or str(exc)).replace("_", " ").lower()
-
-
-def _explain_refusal(alert: str, own: Certificate) -> str:
-    """Return why a server does not take our certificate, as far as it says.
-
-    There is no alert for one that is not valid yet: our own clock knows.
-    """
-    why = _REFUSED[alert].format(own)
-    if alert == "certificate expired":
-        why += f", it was valid until {format_time(own.end_ns)}"
-    elif not why and own.begin_ns > time.time_ns():
-        why = f"it is not valid before {format_time(own.begin_ns)}"
-    return f"it does not take my certificate ({own.subject})" + (why and f": {why}")
 
 
 def _doubt(own: Certificate | None) -> str:

@@ -21,17 +21,22 @@ from ddump_common.units import SECONDS
 from ddump_common.window import WindowReport
 
 from .failure import one_line
+from .rejection import told_rejection
 from .window import told_outside
 
 if TYPE_CHECKING:
     import aiohttp
 
+    from .certificate import Certificate
     from .target import HttpTarget
 
 __all__ = ["check_type", "media_type", "refusal", "window_header"]
 
 # By what a server asks for it (RFC 7617, RFC 6750); a certificate it cannot ask for.
 _OPTIONS = {"basic": "--user", "bearer": "--token-file"}
+
+# The title of what nginx/ddump.conf answers to a certificate that it does not take.
+_NOT_ACCEPTED = "The client certificate is not accepted"
 
 # What servers call a capture. A server without a table of types sends none or octets.
 _CAPTURE_TYPES = {MEDIA_TYPE_PCAP, MEDIA_TYPE_PCAPNG, "application/octet-stream", ""}
@@ -67,9 +72,13 @@ def check_type(response: aiohttp.ClientResponse) -> None:
 
 
 def refusal(
-    response: aiohttp.ClientResponse, body: bytes, target: HttpTarget
+    response: aiohttp.ClientResponse,
+    body: bytes,
+    target: HttpTarget,
+    *,
+    own: Certificate | None = None,
 ) -> RefusedError:
-    """Return what an answer other than 200 means."""
+    """Return what an answer other than 200 means, to who showed ``own``."""
     status = response.status
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and (
         outside := _outside(response, target)
@@ -82,22 +91,35 @@ def refusal(
         return RefusedError(
             f"{reason}: redirects to {location}, which is not followed",
             status=status,
-            hint="name that URL instead, if it is trusted",
+            hint=_redirected(location, target),
         )
     hint = _hint(response, target)
     problem = _problem(response, body)
     if problem is not None:
-        parts = [problem.title, problem.detail]
-        if problem.parameter and not problem.detail.startswith(problem.parameter):
-            parts.insert(0, problem.parameter)
-        text = ": ".join(one_line(part) for part in parts if part)
         return RefusedError(
-            f"{status}: {text or reason}",
+            f"{status}: {_told_problem(problem, own) or reason}",
             status=status,
             hint=_joined(one_line(problem.hint), hint, status=status),
             retry_after_ns=retry_after_ns,
         )
     return RefusedError(reason, status=status, hint=hint, retry_after_ns=retry_after_ns)
+
+
+def _redirected(location: str, target: HttpTarget) -> str:
+    """Return what to do about a redirect; nginx asks so for the slash of a prefix."""
+    path = re.sub("[a-z]+://[^/]*", "", location.partition("?")[0], count=1)
+    if path == f"{target.path}/":
+        return f"a proxy's prefix ends in /: {target.origin}{target.path}/"
+    return "name that URL instead, if it is trusted"
+
+
+def _told_problem(problem: Problem, own: Certificate | None) -> str:
+    if own is not None and problem.title == _NOT_ACCEPTED:
+        return told_rejection(problem.detail, own)
+    parts = [problem.title, problem.detail]
+    if problem.parameter and not problem.detail.startswith(problem.parameter):
+        parts.insert(0, problem.parameter)
+    return ": ".join(one_line(part) for part in parts if part)
 
 
 def _joined(theirs: str, ours: str, *, status: int) -> str:

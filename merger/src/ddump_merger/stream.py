@@ -316,7 +316,7 @@ async def _get(
                 body = await _read_up_to(response, _MAX_ERROR_BYTES)
             finally:
                 response.close()
-    raise refusal(response, body, target)
+    raise refusal(response, body, target, own=_own(session))
 
 
 async def _untrusted(
