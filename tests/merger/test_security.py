@@ -417,6 +417,27 @@ async def test_errors_hold_no_credentials(target, from_file, tmp_path):
         assert f"{path}:2: " in result.err
 
 
+@pytest.mark.parametrize("command", [(), ("status",), ("segments",)])
+async def test_secrets_in_plain_are_warned_about_for_each_target(command, tmp_path):
+    """Also with -q, and with those of netrc; not on loopback, where nobody listens."""
+    path = tmp_path / "rc"
+    path.write_text(f"default login alice password {SECRET}\n")
+    path.chmod(0o600)
+    targets = ["http://web1.invalid", "x=http://web2.invalid", "http://127.0.0.1:1"]
+    result = await run(
+        *command, "-q", *targets, "https://web3.invalid",
+        env=environment(NETRC=str(path)),
+    )  # fmt: skip
+    assert result.code == 3
+    warnings = [line for line in result.err.splitlines() if "WARNING" in line]
+    assert warnings == [
+        f"ddump: WARNING: {name}: http sends the password in plain: whoever is on the "
+        "way can take it, and read and alter all; use https"
+        for name in ("web1.invalid", "x")
+    ]
+    assert SECRET not in result.err
+
+
 async def test_credentials_are_in_no_capture():
     async with serving(capture([pcap(RECORDS)])) as server:
         target = server.url.replace("//", f"//alice:{SECRET.replace('&', '%26')}@")

@@ -160,6 +160,25 @@ def test_credentials_leave_the_url_and_are_decoded():
     assert str(target) == repr(target)
 
 
+@pytest.mark.parametrize(
+    ("text", "exposed"),
+    [
+        ("http://a:b@web1", True),
+        ("http://a:b@10.0.0.1", True),
+        ("http://a:b@localhost.example.org", True),
+        ("http://a:b@[fe80::1%25eth0]", True),
+        ("http://a:b@LOCALHOST.", False),
+        ("http://a:b@web1.localhost", False),
+        ("http://a:b@127.0.0.2", False),
+        ("http://a:b@[::1]", False),
+        ("http://web1", False),
+        ("https://a:b@web1", False),
+    ],
+)
+def test_whose_credentials_others_can_read(text, exposed):
+    assert parse_target(text, keyring=Keyring()).exposed is exposed
+
+
 def test_the_last_at_sign_ends_the_credentials():
     target = parse_target("http://alice:a@b@web1", keyring=Keyring())
     assert target.host == "web1"

@@ -23,6 +23,7 @@ from .console import ensure_standard_error, say
 from .credentials import Keyring
 from .summary import failure_code, failures
 from .target import (
+    HttpTarget,
     QueryOptions,
     Target,
     parse_target,
@@ -54,6 +55,10 @@ what their rings hold; "ddump pki" makes certificates. Each has its own --help.
 _INSECURE = (
     "WARNING: --insecure: no worker's certificate is verified: whoever is on the way can "
     "read and alter all, and take your credentials"
+)
+_EXPOSED = (
+    "WARNING: {0.name}: http sends the {0.authorization.secret} in plain: whoever is on "
+    "the way can take it, and read and alter all; use https"
 )
 _STATUS_EPILOG = """\b
 Exit status:
@@ -423,7 +428,12 @@ def _targets(options: dict[str, Any], query: QueryOptions) -> tuple[Target, ...]
                 targets.append(parse_target(text, query, keyring))
             except UsageError as exc:
                 raise UsageError(f"{where}: {exc.message}", hint=exc.hint) from None
-    return tuple(unique_names(targets))
+    named = unique_names(targets)
+    for target in named:
+        if isinstance(target, HttpTarget) and target.exposed:
+            # Said to everybody, as it is for _INSECURE.
+            say(f"ddump: {_EXPOSED.format(target)}")
+    return tuple(named)
 
 
 def _keyring(options: dict[str, Any]) -> Keyring:

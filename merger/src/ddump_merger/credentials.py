@@ -29,6 +29,11 @@ class Authorization:
 
     header: str = field(repr=False)
 
+    @property
+    def secret(self) -> str:
+        """What of it is secret: a password or a token."""
+        return "password" if self.header.startswith("Basic ") else "token"
+
     @classmethod
     def basic(cls, user: str, password: str) -> Authorization:
         """Return the header of RFC 7617, in UTF-8.

@@ -133,8 +133,7 @@ def _hint(response: aiohttp.ClientResponse, target: HttpTarget) -> str:
     """Return what may help, when the server does not say it."""
     match response.status:
         case HTTPStatus.UNAUTHORIZED if target.authorization is not None:
-            basic = target.authorization.header.startswith("Basic ")
-            return f"is the {'password' if basic else 'token'} right?"
+            return f"is the {target.authorization.secret} right?"
         case HTTPStatus.UNAUTHORIZED:
             asked = " ".join(response.headers.getall("WWW-Authenticate", [])).lower()
             options = [

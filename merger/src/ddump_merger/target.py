@@ -131,6 +131,15 @@ class HttpTarget:
         return f"{self.scheme}://{host}:{self.port}"
 
     @property
+    def exposed(self) -> bool:
+        """Whether its credentials leave this machine in plain, as far as its name tells."""
+        return (
+            self.scheme == "http"
+            and self.authorization is not None
+            and not _is_loopback(self.host)
+        )
+
+    @property
     def url(self) -> str:
         """The whole URL, encoded, without credentials."""
         query = urlencode(self.query.pairs(), quote_via=quote)
@@ -272,6 +281,15 @@ def _parse_host(host: str) -> str:
     if not _HOST.fullmatch(ascii_host):
         raise UsageError("not a host's name" if host else "no host")
     return ascii_host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # RFC 6761, 6.3
+        name = host.lower().removesuffix(".")
+        return name == "localhost" or name.endswith(".localhost")
 
 
 def _complete_path(path: str, default: str) -> str:
