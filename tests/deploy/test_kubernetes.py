@@ -40,6 +40,7 @@ VERSIONS = ("1.28", kubernetes_validate.latest_version())
 _RUN = (
     ENTER
     + """
+ln -s checkout opt/ddump
 show "$VOLUMES/settings" etc/ddump
 mkdir -p var/lib/ddump run/ddump
 mount --bind "$VOLUMES/ring" var/lib/ddump

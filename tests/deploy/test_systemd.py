@@ -1,21 +1,27 @@
 """The fleet of ``deploy/README.rst``: its own lines, on hosts that a real systemd runs.
 
 Not run are the two lines that make and pack the programs: each machine has that of this
-checkout, and is told that it comes from these wheels. ``ssh`` is a shell on the machine that it names; all else is the real thing.
+checkout, as if it came from these wheels. ``ssh`` is a shell on the machine that it names;
+all else is the real thing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import subprocess
+import time
+import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ddump_common.pki import Authority
+from ddump_common.units import SECONDS
 from support.machines import Machine, await_fact, machine, write_hosts
 from support.namespaces import Host, network
 from support.programs import BIN, started
@@ -27,14 +33,18 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 UNIT = "ddump-worker.service"
+DAYS = 24 * 3600 * SECONDS
 ONLY_NET_RAW = f"{1 << 13:016x}"
 NOTHING = f"{0:016x}"
 _SSH = """#!/bin/sh
 host=${1#root@}
 shift
-exec nsenter --target "$(cat "$(dirname "$0")/$host.pid")" --all --root --wd sh -c "$*"
+exec nsenter --target "$(cat "$(dirname "$0")/$host.pid")" --all --root --wd \\
+    env -i PATH=/opt/python/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c "$*"
 """
-_WHEEL = b"the program that is there"
+_WHEEL = "ddump_worker-0-py3-none-any.whl"
+# Of the program that each machine has; and of one that is not whole.
+_THERE, _BROKEN = b"the program that is there", b"half a"
 # Long enough for the worker on a busy machine, and for a test to wait for.
 _DROP_IN = "[Service]\nWatchdogSec=4s\n"
 
@@ -102,6 +112,22 @@ def blocks(path: Path) -> list[str]:
     return [re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in found]
 
 
+def folder_of(wheel: bytes) -> str:
+    """Return where the program of this one wheel is installed."""
+    line = f"{hashlib.sha256(wheel).hexdigest()}  ./{_WHEEL}\n"
+    return hashlib.sha256(line.encode()).hexdigest()[:16]
+
+
+def lay_program(machine: Machine) -> None:
+    """Have the checkout's program stand where that of the wheels would."""
+    name = folder_of(_THERE)
+    machine.run(
+        "sh", "-ec",
+        "rm -rf /opt/ddump; mkdir /opt/ddump; cd /opt/ddump;"
+        f"ln -s /opt/checkout {name}; ln -s {name} current",
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fleet")
@@ -116,14 +142,12 @@ def fleet(tmp_path_factory):
             drop_in = running.path(f"/etc/systemd/system/{UNIT}.d/test.conf")
             drop_in.parent.mkdir()
             drop_in.write_text(_DROP_IN)
-            running.path("/opt/ddump/wheels.sha256").write_text(
-                f"{hashlib.sha256(_WHEEL).hexdigest()}  ./ddump_worker.whl\n"
-            )
+            lay_program(running)
             machines.append(running)
         (folder / "ssh").write_text(_SSH)
         (folder / "ssh").chmod(0o755)
         (folder / "wheels").mkdir()
-        (folder / "wheels/ddump_worker.whl").write_bytes(_WHEEL)
+        (folder / "wheels" / _WHEEL).write_bytes(_THERE)
         (folder / "deploy").symlink_to(CHECKOUT / "deploy")
         made = Fleet(
             client=net.client,
@@ -286,20 +310,120 @@ def test_a_new_certificate_is_shown_after_a_push(fleet, web1):
     assert main_pid(web1) == pid
 
 
-def test_a_reload_of_what_is_wrong_changes_nothing(fleet, web1):
-    erin = fleet.make_client("erin")
-    before, crl = main_pid(web1), web1.path("/etc/ddump/crl.pem")
-    text = crl.read_text()
-    crl.write_text("no list\n")
+_RULE = """
+[[access]]
+identity = ["cert:*"]
+allow = ["stream"]
+filter = "port nowhere"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "added", "reason"),
+    [
+        ("crl.pem", "no list", "/etc/ddump/crl.pem: "),
+        ("worker.toml", _RULE, "port nowhere"),
+    ],
+)
+def test_a_reload_of_what_is_wrong_fails_and_changes_nothing(
+    fleet, web1, name, added, reason
+):
+    ddump = fleet.make_client(f"erin.{name}")
+    before, path = main_pid(web1), web1.path(f"/etc/ddump/{name}")
+    text = path.read_text()
+    path.write_text(added if name == "crl.pem" else f"{text}{added}")
     try:
-        web1.run("systemctl", "reload", UNIT)
-        await_fact(lambda: "/etc/ddump/crl.pem" in web1.journal(UNIT))
-        fleet.run(f"{erin} --duration 0.1s https://web1 -w /dev/null")
+        web1.run("systemctl", "reload", UNIT, code=1)
+        assert reason in web1.journal(UNIT)
+        if name == "worker.toml":  # which a push leaves as it is
+            said = fleet.run("deploy/push web1", code=1)
+            assert reason in said
+            assert said.endswith("web1: failed\nfailed: web1\n")
+        fleet.run(f"{ddump} --duration 0.1s https://web1 -w /dev/null")
     finally:
-        crl.write_text(text)
+        path.write_text(text)
     web1.run("systemctl", "reload", UNIT)
     unit = web1.unit(UNIT)
     assert (unit["MainPID"], unit["ActiveState"]) == (before, "active")
+
+
+def test_a_push_does_what_can_be_done_and_names_the_rest(fleet, web1):
+    assert "usage" in fleet.run("deploy/push", code=2)
+    authority = Authority.parse(
+        *(
+            (fleet.folder / "ddump-pki" / name).read_bytes()
+            for name in ("ca.pem", "ca.key")
+        )
+    )
+    over = authority.server(["over"], now_ns=time.time_ns() - 400 * DAYS)
+    servers = fleet.folder / "ddump-pki/servers"
+    (servers / "over.pem").write_bytes(over.certificate_pem)
+    (servers / "over.key").write_bytes(over.key_pem)
+    fleet.run("ddump pki server gone && ddump pki revoke gone")
+    (fleet.folder / "WEB1.pid").write_text(str(web1.pid))
+    said = fleet.run("deploy/push gone nowhere over WEB1", code=1)
+    assert "/servers/gone.pem is no good: certificate revoked" in said
+    assert "/servers/over.pem is no good: certificate has expired" in said
+    assert "\nWEB1: https://WEB1 takes requests\nfailed: gone nowhere over\n" in said
+    assert {"gone.pem", "nowhere.pem", "web1.pem"} < {
+        each.name for each in servers.iterdir()
+    }
+    assert not (servers / "WEB1.pem").exists()
+
+
+def wheel_of(program: str) -> bytes:
+    """Return a wheel that is whole, and has the program in that folder."""
+    packages = [
+        f"{program}/{each}" for each in ("packages", "src/common", "src/worker")
+    ]
+    info = "ddump_worker-0.dist-info"
+    files = {
+        "ddump.pth": "\n".join(packages),
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: ddump-worker\nVersion: 0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[console_scripts]\n"
+        "ddump-worker = ddump_worker.cli:main\n",
+    }
+    files[f"{info}/RECORD"] = "".join(
+        f"{name},,\n" for name in (*files, f"{info}/RECORD")
+    )
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return out.getvalue()
+
+
+def test_a_program_is_replaced_by_one_that_is_whole(fleet, web1):
+    before = main_pid(web1)
+    wheel, programs = fleet.folder / "wheels" / _WHEEL, web1.path("/opt/ddump")
+    try:
+        wheel.write_bytes(_BROKEN)
+        assert "web1: failed" in fleet.run("deploy/push web1", code=1)
+        assert (programs / "current").readlink().name == folder_of(_THERE)
+        assert main_pid(web1) == before
+        web1.run("/opt/ddump/current/bin/ddump-worker", "--version")
+
+        whole = wheel_of("/opt/checkout")
+        wheel.write_bytes(whole)
+        fleet.run("deploy/push web1")
+        assert (programs / "current").readlink().name == folder_of(whole)
+        assert {each.name for each in programs.iterdir()} == {
+            "current", folder_of(whole),
+        }  # fmt: skip
+        after = web1.unit(UNIT)
+        assert (after["ActiveState"], after["NRestarts"]) == ("active", "0")
+        assert after["MainPID"] != before
+        # A venv, made there, of whose python it is.
+        running = web1.path(f"/proc/{after['MainPID']}/cmdline").read_bytes()
+        assert running.startswith(f"/opt/ddump/{folder_of(whole)}/bin/".encode())
+        # Nothing is new: nothing is restarted.
+        fleet.run("deploy/push web1")
+        assert main_pid(web1) == after["MainPID"]
+    finally:
+        wheel.write_bytes(_THERE)
+        lay_program(web1)
+        web1.run("systemctl", "restart", UNIT)
 
 
 def test_it_ends_streams_as_they_are_and_then_itself(fleet, web1):

@@ -2,7 +2,7 @@
 
 A machine is a set of namespaces over this host's own file system, what it changes is
 in memory, and all of it is gone with its first process. Of this host's services none is
-there. The program is in ``/opt/ddump``, made of this checkout and its environment.
+there. The program is in ``/opt/checkout``, made of this checkout and its environment.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Root file systems over this host's own, with the program where ``deploy/`` puts it.
+"""Root file systems over this host's own, with the program in ``/opt/checkout``.
 
 What is changed in one is in memory, and gone with the mount namespace that it is in.
 """
@@ -30,20 +30,20 @@ show() {
     mount --bind "$1" "$2"
     mount -o remount,bind,ro "$2"
 }
-rm -rf opt/ddump
+rm -rf opt/ddump opt/checkout
 show "$PREFIX" opt/python
-show "$PACKAGES" opt/ddump/packages
+show "$PACKAGES" opt/checkout/packages
 for each in common worker; do
-    show "$CHECKOUT/$each/src" "opt/ddump/src/$each"
+    show "$CHECKOUT/$each/src" "opt/checkout/src/$each"
 done
-mkdir -p "opt/ddump/lib/$PYTHON/site-packages" opt/ddump/bin
-printf '%s\n' /opt/ddump/packages /opt/ddump/src/common /opt/ddump/src/worker \
-    >"opt/ddump/lib/$PYTHON/site-packages/ddump.pth"
-echo 'home = /opt/python/bin' >opt/ddump/pyvenv.cfg
-ln -s "/opt/python/bin/$PYTHON" opt/ddump/bin/python
-printf '%s\n' '#!/opt/ddump/bin/python' 'from ddump_worker.cli import main' 'main()' \
-    >opt/ddump/bin/ddump-worker
-chmod 755 opt/ddump/bin/ddump-worker
+mkdir -p "opt/checkout/lib/$PYTHON/site-packages" opt/checkout/bin
+printf '%s\n' /opt/checkout/packages /opt/checkout/src/common /opt/checkout/src/worker \
+    >"opt/checkout/lib/$PYTHON/site-packages/ddump.pth"
+echo 'home = /opt/python/bin' >opt/checkout/pyvenv.cfg
+ln -s "/opt/python/bin/$PYTHON" opt/checkout/bin/python
+printf '%s\n' '#!/opt/checkout/bin/python' 'from ddump_worker.cli import main' 'main()' \
+    >opt/checkout/bin/ddump-worker
+chmod 755 opt/checkout/bin/ddump-worker
 echo /opt/python/lib >etc/ld.so.conf.d/python.conf
 ldconfig -r .
 
@@ -61,7 +61,7 @@ ln -s /proc/self/fd dev/fd
 ln -s pts/ptmx dev/ptmx
 mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 for folder in dev/shm run tmp; do
-    mount -t tmpfs -o mode=755 tmpfs "$folder"
+    mount -t tmpfs -o mode=755,noexec tmpfs "$folder"
 done
 chmod 1777 tmp dev/shm
 """
