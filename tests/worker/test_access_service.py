@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from ddump_common.window import WindowReport
 from support.loopback import payloads, records, talker, tcpdump
 from support.namespaces import network
 from support.pcapng_streams import read_stream
-from support.workers import wait_until, worker
+from support.workers import PYTHON, wait_until, worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -302,6 +303,89 @@ class TestCaps:
         async with serving(tmp_path, rules) as to:
             for _ in range(3):
                 await to.stream("/capture", filter="udp port 1", duration="0.1")
+
+
+# The worker, with less time for what a capped stream still has to deliver.
+HASTY = (
+    PYTHON,
+    "-c",
+    "from ddump_worker import cli, handlers\n"
+    "handlers.CAP_GRACE_SECONDS = 0.3\n"
+    "cli.main()",
+)
+
+
+class TestStalled:
+    """Who takes nothing keeps a stream no longer than its rule allows, and a grace."""
+
+    @pytest.mark.parametrize(
+        ("path", "limits"),
+        [
+            ("/capture", {}),
+            ("/capture", {"duration": "0.2"}),
+            ("/ring", {"last": "1m"}),
+            ("/ring", {"last": "1m", "follow": "1"}),
+        ],
+    )
+    async def test_a_capped_stream_is_cut(self, tmp_path, path, limits):
+        rules = table("token:alice", more='max-duration = "200ms"') + table("token:*")
+        with talker() as udp:
+            async with serving(
+                tmp_path, rules, *recorded(tmp_path), program=HASTY
+            ) as to:
+                query = "&".join(f"{name}={value}" for name, value in limits.items())
+                udp.send(150, size=60_000)
+                await to.stream("/ring", "bob", last="1m")  # all of that is recorded
+                with stalled(to.running.url, f"{path}?{query}") as client:
+                    assert client.recv(15) == b"HTTP/1.1 200 OK"
+                    udp.send(150, size=60_000)
+                    await wait_until(lambda: len(to.requests()) == 2, seconds=2)
+                    # The recorder's handle is left.
+                    await wait_until(lambda: to.running.packet_sockets() == 1)
+                    told = to.requests()[-1]
+                    assert (told["ended"], told["status"]) == ("cap", 200)
+                    assert 0.4 < told["seconds"] < 1.5
+                    assert not await asyncio.to_thread(rest, client)
+
+    async def test_what_sets_a_limit_of_its_own_and_has_no_rule_goes_on(self, tmp_path):
+        with talker() as udp:
+            async with serving(tmp_path, table("token:alice"), program=HASTY) as to:
+                with stalled(to.running.url, "/capture?duration=0.2") as client:
+                    assert client.recv(15) == b"HTTP/1.1 200 OK"
+                    udp.send(150, size=60_000)
+                    await wait_until(lambda: draining(to))
+                    await asyncio.sleep(0.6)
+                    assert await draining(to)
+                    assert await asyncio.to_thread(rest, client)
+
+
+@contextlib.contextmanager
+def stalled(url: str, target: str):
+    """A client of alice that has little room for what comes, and reads nothing."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(5)
+        client.connect((host, int(port)))
+        client.sendall(
+            f"GET {target} HTTP/1.1\r\nHost: {host}\r\n"
+            f"Authorization: Bearer {token('alice')}\r\n\r\n".encode()
+        )
+        yield client
+
+
+def rest(client: socket.socket) -> bool:
+    """Return whether the stream ends as a whole one does."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while got := client.recv(1 << 20):
+            data = data[-5:] + got
+    return data.endswith(b"0\r\n\r\n")
+
+
+async def draining(to) -> bool:
+    async with to.get("/api/v1/status") as response:
+        return (await response.json())["states"]["draining"] == 1
 
 
 class TestAge:

@@ -211,15 +211,19 @@ class TestDeliver:
 
     async def test_a_duration_ends_in_time_while_the_client_stalls(self, script):
         capture, gate = live(script, duration_ns=50 * MILLISECONDS), asyncio.Event()
+        drained = []
 
         async def send(_):
             await gate.wait()
 
         script.put(b"one")
         async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(capture.deliver(send))
+            task = tasks.create_task(
+                capture.deliver(send, on_draining=lambda: drained.append(1))
+            )
             await wait_until(lambda: script.stopped, seconds=1)
             assert not task.done()
+            assert drained == [1]
             gate.set()
         assert task.result() is EndReason.DURATION
         assert script.stopped == 1

@@ -295,7 +295,6 @@ class LiveCapture(Source):
         self._on_close = on_close
         self._waiter: asyncio.Future[None] | None = None
         self._watched = False
-        self._closed = False
         self._received = 0
         self._dropped = 0
         self._undelivered = 0
@@ -332,19 +331,13 @@ class LiveCapture(Source):
         if not self._closed:
             self._received, self._dropped, _ = self._handle.statistics()
 
-    def _end(self, reason: EndReason | CaptureError) -> None:
-        # At once, also while the client does not take what was read before.
-        if self._reason is None and not self._closed:
-            self._reason = reason
-            self._handle.stop()
-            self._wake()
+    def _stop(self) -> None:
+        self._handle.stop()
+        self._wake()
 
-    async def _deliver(
-        self, send: Callable[[bytes], Awaitable[None]], on_draining: Callable[[], None]
-    ) -> EndReason:
+    async def _deliver(self, send: Callable[[bytes], Awaitable[None]]) -> EndReason:
         reason = await self._run(send)
         if reason is self._reason:
-            on_draining()
             await self._drain(send)
         if isinstance(reason, CaptureError):
             raise reason

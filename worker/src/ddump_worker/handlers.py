@@ -31,6 +31,8 @@ from ddump_common.api import (
     RingQuery,
 )
 from ddump_common.errors import DdumpError, ParameterError, UsageError
+from ddump_common.note import EndReason
+from ddump_common.units import SECONDS
 
 from . import __version__
 from .accept import prefers_pcapng
@@ -48,8 +50,6 @@ from .window import NoRingError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-
-    from ddump_common.note import EndReason
 
     from .access import Grant
     from .capture import LiveCapture
@@ -72,6 +72,9 @@ __all__ = [
 CORE = web.AppKey("CORE", Core)
 
 _log = logging.getLogger(__name__)
+
+CAP_GRACE_SECONDS = 30
+"""How long after a rule's ``max-duration`` what was captured by then may be delivered."""
 
 _MAX_PARAMETERS = 256
 _DOCUMENT = document()
@@ -179,14 +182,24 @@ async def _stream(
     core = request.app[CORE]
     source: LiveCapture | Pull | None = None
     end = "failed"
+    allowed = asyncio.timeout(None)
     try:
         source = await opening
         stream.run(source)
         response.headers[STREAM_HEADER] = str(stream.number)
-        end = await _deliver(request, response, stream, source)
+        async with allowed:
+            allowed.reschedule(_last_moment(stream.order.grant))
+            end = await _deliver(request, response, stream, source)
     except (asyncio.CancelledError, ConnectionError):
         end = cut_by(request)
         raise
+    except TimeoutError:
+        if not allowed.expired():
+            raise
+        # The client takes nothing, or too slowly: for it too the rule holds.
+        end = EndReason.CAP
+        _cut(request)
+        raise ConnectionAbortedError("the time of the rule is over") from None
     except DdumpError as exc:
         end = exc.message
         raise
@@ -197,6 +210,18 @@ async def _stream(
         entry = request[ENTRY]
         entry.ended, entry.stream = end, core.streams.close(stream)
     return response
+
+
+def _last_moment(grant: Grant) -> float | None:
+    if grant.max_duration_ns is None:
+        return None
+    seconds = grant.max_duration_ns / SECONDS + CAP_GRACE_SECONDS
+    return asyncio.get_running_loop().time() + seconds
+
+
+def _cut(request: web.Request) -> None:
+    if isinstance(request.protocol, Connection):
+        request.protocol.abort()
 
 
 def cut_by(request: web.Request) -> str:

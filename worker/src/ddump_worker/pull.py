@@ -101,7 +101,6 @@ class Pull(Source):
         self._on_close = on_close
         self._stopped_ns = 0
         self._stop_deadline = math.inf
-        self._closed = False
         self._news = asyncio.Event()
         self._bounds = bounds
         self._cutter = Cutter(
@@ -158,12 +157,10 @@ class Pull(Source):
     def refresh(self) -> None:
         """Do nothing: the counters come with the slices."""
 
-    def _end(self, reason: EndReason | CaptureError) -> None:
-        if self._reason is None and not self._closed:
-            self._reason = reason
-            self._stopped_ns = time.time_ns()
-            self._stop_deadline = self._loop.time() + _GRACE_SECONDS
-            self._news.set()
+    def _stop(self) -> None:
+        self._stopped_ns = time.time_ns()
+        self._stop_deadline = self._loop.time() + _GRACE_SECONDS
+        self._news.set()
 
     def notice(self) -> None:
         """Take note of what was recorded; on the event loop, whatever the client does."""
@@ -203,11 +200,8 @@ class Pull(Source):
         del self._held[segment.number]
         self._executor.submit(self._pins.pop(segment.number).release, segment)
 
-    async def _deliver(
-        self, send: Callable[[bytes], Awaitable[None]], on_draining: Callable[[], None]
-    ) -> EndReason:
-        reason = await self._deliver_window(send)
-        return reason or await self._deliver_later(send, on_draining)
+    async def _deliver(self, send: Callable[[bytes], Awaitable[None]]) -> EndReason:
+        return await self._deliver_window(send) or await self._deliver_later(send)
 
     async def _deliver_window(
         self, send: Callable[[bytes], Awaitable[None]]
@@ -229,18 +223,14 @@ class Pull(Source):
         return EndReason.DURATION
 
     async def _deliver_later(
-        self, send: Callable[[bytes], Awaitable[None]], on_draining: Callable[[], None]
+        self, send: Callable[[bytes], Awaitable[None]]
     ) -> EndReason:
         idle_ns = self._query.idle_ns
         idle_seconds = math.inf if idle_ns is None else idle_ns / SECONDS
         last = self._loop.time()
-        drained = False
         while True:
             self._news.clear()
             self._look_ahead()
-            if self._reason is not None and not drained:
-                drained = True
-                on_draining()
             data = await self._read_on(send)
             if data:
                 await send(data)

@@ -41,6 +41,8 @@ class Source(abc.ABC):
         self._loop = asyncio.get_running_loop()
         self._reason: EndReason | CaptureError | None = None
         self._heartbeat: Heartbeat | None = None
+        self._on_draining: Callable[[], None] | None = None
+        self._closed = False
 
     @property
     @abc.abstractmethod
@@ -55,44 +57,53 @@ class Source(abc.ABC):
         """Have ``deliver`` raise, after all that is captured or recorded by now."""
         self._end(failure)
 
-    @abc.abstractmethod
     def _end(self, reason: EndReason | CaptureError) -> None:
-        """Note ``reason``, if it is the first one."""
+        # At once, also while the client does not take what was read before.
+        if self._reason is None and not self._closed:
+            self._reason = reason
+            self._stop()
+            if self._on_draining is not None:
+                self._on_draining()
+
+    @abc.abstractmethod
+    def _stop(self) -> None:
+        """Take in nothing that comes later; once, when there is a reason to end."""
 
     async def deliver(
         self,
         send: Callable[[bytes], Awaitable[None]],
         *,
         heartbeat: Heartbeat | None = None,
-        on_draining: Callable[[], None] = lambda: None,
+        on_draining: Callable[[], None] | None = None,
     ) -> EndReason:
         """Send batches of records until all is sent or a limit is reached; say which.
 
         ``heartbeat`` has its blocks sent between them when they are due, and is told
         what may be promised. ``on_draining`` is called when nothing that comes later
-        will be sent, and only what is there still is. Cancelling loses what was read
-        and not sent, and no more.
+        will be sent, and only what is there still is: at that moment, also while a
+        ``send`` waits. Cancelling loses what was read and not sent, and no more.
 
         Raises:
             CaptureError: no more can be read, or it was said to fail.
 
         """
         self._heartbeat = heartbeat
+        if self._reason is not None and on_draining is not None:
+            on_draining()
+        self._on_draining = on_draining
         timer = None
         if self._query.duration_ns is not None:
             timer = self._loop.call_later(
                 self._query.duration_ns / SECONDS, self._end, EndReason.DURATION
             )
         try:
-            return await self._deliver(send, on_draining)
+            return await self._deliver(send)
         finally:
             if timer is not None:
                 timer.cancel()
 
     @abc.abstractmethod
-    async def _deliver(
-        self, send: Callable[[bytes], Awaitable[None]], on_draining: Callable[[], None]
-    ) -> EndReason: ...
+    async def _deliver(self, send: Callable[[bytes], Awaitable[None]]) -> EndReason: ...
 
     def _limit(self) -> EndReason:
         packets = self._query.packets
