@@ -141,7 +141,7 @@ def test_revocations_are_read_back(authority):
     signed = authority.sign_revocations(second, now_ns=NOW + DAY)
     assert authority.read_revocations(signed) == second
     assert second.revoked_ns == {5: NOW, 6: NOW, 7: NOW + DAY}
-    assert (RevocationList().number, first.number, second.number) == (1, 2, 3)
+    assert (RevocationList().number, first.number, second.number) == (1, 3, 4)
 
 
 def test_revocations_of_others_are_not_taken(authority):
@@ -203,11 +203,11 @@ def test_what_was_issued_is_read_back(authority):
     server = authority.server(["Web1", "10.0.0.1"], now_ns=NOW)
     issued = Issued.parse(server.certificate_pem)
     assert issued == Issued(
-        kind=Kind.SERVER, name="web1", serial=server.certificate.serial_number,
+        kind=Kind.SERVER, name="web1", names=("web1", "10.0.0.1"), serial=server.certificate.serial_number,
         begin_ns=NOW - 3600 * SECONDS, end_ns=NOW + 397 * DAY,
     )  # fmt: skip
     client = Issued.parse(authority.client("alice", now_ns=NOW).certificate_pem)
-    assert (client.kind, client.name) == (Kind.CLIENT, "alice")
+    assert (client.kind, client.name, client.names) == (Kind.CLIENT, "alice", ())
     for wrong in (b"nonsense", authority.credential.certificate_pem):
         with pytest.raises(UsageError, match="not a certificate of this kind"):
             Issued.parse(wrong)

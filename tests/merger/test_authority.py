@@ -27,22 +27,22 @@ def folder(tmp_path):
 
 
 def client(folder, name, *, now_ns=NOW, renew=False):
-    with AuthorityFolder.open(folder) as authority:
+    with AuthorityFolder.open(folder, now_ns=NOW) as authority:
         return authority.client(name, now_ns=now_ns, renew=renew)
 
 
 def server(folder, *names, now_ns=NOW, renew=False):
-    with AuthorityFolder.open(folder) as authority:
+    with AuthorityFolder.open(folder, now_ns=NOW) as authority:
         return authority.server(names, now_ns=now_ns, renew=renew)
 
 
 def revoke(folder, *words, now_ns=NOW):
-    with AuthorityFolder.open(folder) as authority:
+    with AuthorityFolder.open(folder, now_ns=NOW) as authority:
         return authority.revoke(words, now_ns=now_ns)
 
 
 def issued(folder):
-    with AuthorityFolder.open(folder) as authority:
+    with AuthorityFolder.open(folder, now_ns=NOW) as authority:
         return authority.issued()
 
 
@@ -160,7 +160,7 @@ def test_revoking_one_by_its_serial_number(folder, written):
     old, new = issued(folder)
     revoke(folder, written(told_serial(old.serial)))
     assert revoked(folder) == {old.serial}
-    with AuthorityFolder.open(folder) as authority:
+    with AuthorityFolder.open(folder, now_ns=NOW) as authority:
         assert not authority.holds(old, now_ns=NOW)
         assert authority.holds(new, now_ns=NOW)
 
@@ -191,29 +191,119 @@ def test_what_was_revoked_stays_so(folder):
     assert len(revoked(folder)) == 2
 
 
-@pytest.mark.parametrize("lost", ["ca.pem", "ca.key", "crl.pem"])
+@pytest.mark.parametrize("lost", ["ca.pem", "ca.key"])
 def test_a_file_that_is_missing_or_too_long(folder, lost):
-    """The list above all: a new one would let in whom it kept out."""
     path = folder / lost
     data = path.read_bytes()
     path.unlink()
-    with pytest.raises(UsageError, match=rf"cannot read {path}: no such file"):
+    with pytest.raises(UsageError) as caught:
         client(folder, "alice")
+    assert str(caught.value) == f"cannot read {path}: no such file or directory"
     path.touch(0o600)
     with pytest.raises(UsageError, match=f"{folder}"):
         client(folder, "alice")
-    if lost != "crl.pem":
-        path.write_bytes(data + bytes(65536))
-        with pytest.raises(UsageError, match=f"{path} is too long"):
-            client(folder, "alice")
+    path.write_bytes(data + bytes(65536))
+    with pytest.raises(UsageError, match=f"{path} is too long"):
+        client(folder, "alice")
     assert not [*folder.glob("*/*")]
 
 
-def test_a_list_of_others(folder, tmp_path):
-    AuthorityFolder.create(tmp_path / "other", now_ns=NOW)
-    (folder / "crl.pem").write_bytes((tmp_path / "other/crl.pem").read_bytes())
-    with pytest.raises(UsageError, match=r"crl\.pem: .*is not of this authority"):
+# --- What is revoked is recorded, and the list made of that ---
+
+
+def mended(folder):
+    with AuthorityFolder.open(folder, now_ns=NOW + DAY) as authority:
+        return authority.mended
+
+
+def others(folder):
+    AuthorityFolder.create(folder.with_name("other"), now_ns=NOW)
+    return (folder.with_name("other") / "crl.pem").read_bytes()
+
+
+@pytest.mark.parametrize("data", [None, b"", b"nonsense", "older", "of others"])
+def test_a_list_that_is_not_as_recorded_is_made_anew_and_that_is_said(folder, data):
+    """Whatever becomes of it, it lets nobody in whom it kept out."""
+    path = folder / "crl.pem"
+    client(folder, "alice")
+    older = path.read_bytes()
+    (alice,) = revoke(folder, "alice")
+    right = path.read_bytes()
+    assert mended(folder) == ()
+    assert path.read_bytes() == right
+    match data:
+        case None:
+            path.unlink()
+        case "older":
+            path.write_bytes(older)
+        case "of others":
+            path.write_bytes(others(folder))
+        case _:
+            path.write_bytes(data)
+    (said,) = mended(folder)
+    assert said.count(f"{path}") == 1
+    assert said.endswith(": made anew, with 1 that are revoked")
+    assert revoked(folder) == {alice.serial}
+    assert mended(folder) == ()
+
+
+def test_records_that_are_missing_are_taken_from_the_list(folder):
+    for name in ("alice", "bob"):
+        client(folder, name)
+        revoke(folder, name)
+    records = folder / "revoked"
+    first, second = sorted(records.iterdir())
+    told = first.read_bytes()
+    first.unlink()
+    said = f"{records}: 1 were missing: taken from the list"
+    assert mended(folder) == (said,)
+    assert first.read_bytes() == told
+    # Nothing says who was revoked when the list is gone as well: no new one is made.
+    (list_path := folder / "crl.pem").rename(folder / "kept")
+    for each in (first, second):
+        each.unlink()
+    records.rmdir()
+    with pytest.raises(UsageError, match=f"cannot read {list_path}: no such file"):
+        mended(folder)
+    (folder / "kept").rename(list_path)
+    assert mended(folder) == (said.replace("1 were", "2 were"),)
+    assert mode(records) == 0o700
+    assert len(revoked(folder)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("alice", "2026-11-24T03:24:16Z\n"), ("0A", "then\n"), ("0A", "")],
+)
+def test_a_record_that_is_none_is_named(folder, name, text):
+    path = folder / "revoked" / name
+    path.write_text(text)
+    with pytest.raises(UsageError, match=f"^{path}: not a "):
+        mended(folder)
+
+
+def test_what_a_run_that_was_killed_left_is_swept(folder):
+    left = [folder / ".ca.key.new", folder / "clients/.alice.key.new"]
+    for path in left:
+        path.write_text("half a key")
+    client(folder, "bob")
+    assert not any(path.exists() for path in left)
+
+
+def test_what_was_issued_is_missed(folder):
+    """Else nothing of it could be revoked, and nobody would know."""
+    (folder / "issued").rmdir()
+    with pytest.raises(UsageError, match="issued is missing"):
         client(folder, "alice")
+
+
+@pytest.mark.parametrize("part", ["", "issued", "revoked", "servers", "clients"])
+@pytest.mark.parametrize("bits", [0o720, 0o702])
+def test_a_folder_that_others_can_write(folder, part, bits):
+    (folder / part).chmod(bits)
+    with pytest.raises(UsageError, match="can be written by others") as caught:
+        client(folder, "alice")
+    assert caught.value.hint == f"chmod go-w {folder / part}"
 
 
 def test_a_key_that_others_can_read(folder):
@@ -231,7 +321,11 @@ def test_a_certificate_that_is_damaged(folder):
     client(folder, "alice")
     (path,) = (folder / "issued").iterdir()
     path.write_bytes(b"nonsense")
-    with pytest.raises(UsageError, match=f"{path}: not a certificate"):
+    with pytest.raises(UsageError, match=f"^{path}: not a certificate"):
+        issued(folder)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UsageError, match=f"^cannot read {path}: is a directory$"):
         issued(folder)
 
 
@@ -239,7 +333,6 @@ def test_a_link_leads_nowhere(folder, tmp_path):
     """What a name's file points to is not written."""
     victim = tmp_path / "victim"
     victim.write_text("untouched")
-    (folder / "clients/.alice.key.new").symlink_to(victim)
     (folder / "clients/alice.key").symlink_to(victim)
     client(folder, "alice", renew=True)
     assert victim.read_text() == "untouched"
@@ -276,7 +369,7 @@ def test_two_at_once_wait_for_each_other(folder):
 
 
 def test_the_lock_is_held_while_it_is_open(folder):
-    with AuthorityFolder.open(folder):
+    with AuthorityFolder.open(folder, now_ns=NOW):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             with pytest.raises(BlockingIOError):

@@ -47,19 +47,33 @@ def test_from_nothing_to_a_revoked_client(pki):
     assert (code, err) == (0, "")
     first, headings, *rows = [line.split("\t") for line in out.splitlines()]
     assert first[0].startswith("CN=ddump authority ")
-    assert headings == ["kind", "name", "state", "until", "serial"]
+    assert headings == ["kind", "name", "state", "until", "serial", "names"]
     assert [row[:2] for row in rows] == [
         ["client", "alice"],
         ["server", "web1.example.org"],
     ]
     assert rows[0][2].startswith("revoked 20")
     assert rows[1][2] == "valid"
+    assert [row[5] for row in rows] == ["", "web1.example.org web1 127.0.0.1"]
     assert rows[0][4] == revoked.split()[-1]
     told = subprocess.check_output(
         ["openssl", "x509", "-noout", "-serial", "-in", "ddump-pki/clients/alice.pem"],
         text=True,
     )
     assert told == f"serial={rows[0][4]}\n"
+
+
+def test_a_list_that_was_lost_is_made_anew_and_that_is_said(pki, tmp_path):
+    for words in (["init"], ["client", "alice"], ["revoke", "alice"]):
+        assert pki(*words)[0] == 0
+    (tmp_path / "ddump-pki/crl.pem").unlink()
+    code, _, err = pki("show")
+    assert (code, err) == (
+        0,
+        "ddump: cannot read ddump-pki/crl.pem: no such file or directory: made anew, "
+        "with 1 that are revoked\n",
+    )
+    assert pki("show")[2] == ""
 
 
 def test_an_authority_that_has_made_nothing(pki):

@@ -142,11 +142,13 @@ class Credential:
 class Issued:
     """What a certificate says that an authority has signed.
 
-    ``name`` is that of its files; ``begin_ns`` and ``end_ns`` are since the epoch.
+    ``name`` is that of its files, ``names`` are all that a server is reached by;
+    ``begin_ns`` and ``end_ns`` are since the epoch.
     """
 
     kind: Kind
     name: str
+    names: tuple[str, ...]
     serial: int
     begin_ns: int
     end_ns: int
@@ -171,6 +173,7 @@ class Issued:
         return cls(
             kind=Kind.SERVER if server else Kind.CLIENT,
             name=str(name.value),
+            names=_alternatives(certificate),
             serial=certificate.serial_number,
             begin_ns=_nanoseconds(certificate.not_valid_before_utc),
             end_ns=_nanoseconds(certificate.not_valid_after_utc),
@@ -179,19 +182,19 @@ class Issued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationList:
-    """Which certificates do not hold any more: when each was revoked, by serial number.
+    """Which certificates do not hold any more: when each was revoked, by serial number."""
 
-    ``number`` grows with each list (RFC 5280, 5.2.3).
-    """
-
-    number: int = 1
     revoked_ns: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """What grows with each list (RFC 5280, 5.2.3): nothing leaves one again."""
+        return len(self.revoked_ns) + 1
 
     def adding(self, serials: Iterable[int], *, now_ns: int) -> RevocationList:
         """Return the next list, which has these as well; what was revoked stays so."""
         return RevocationList(
-            number=self.number + 1,
-            revoked_ns={**dict.fromkeys(serials, now_ns), **self.revoked_ns},
+            revoked_ns={**dict.fromkeys(serials, now_ns), **self.revoked_ns}
         )
 
 
@@ -342,14 +345,12 @@ class Authority:
         """
         try:
             signed = x509.load_pem_x509_crl(pem)
-            number = signed.extensions.get_extension_for_class(x509.CRLNumber)
             ours = signed.is_signature_valid(self.credential.key.public_key())
-        except (ValueError, x509.ExtensionNotFound) as exc:
+        except ValueError as exc:
             raise UsageError("not a list of revocations") from exc
         if not ours:
             raise UsageError("the list of revocations is not of this authority")
         return RevocationList(
-            number=number.value.crl_number,
             revoked_ns={
                 each.serial_number: _nanoseconds(each.revocation_date_utc)
                 for each in signed
@@ -366,6 +367,20 @@ def _alternative(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
+
+
+def _alternatives(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value
+    except x509.ExtensionNotFound:
+        return ()  # a client has none
+    return tuple(
+        str(name.value)
+        for name in names
+        if isinstance(name, x509.DNSName | x509.IPAddress)
+    )
 
 
 def _builder(

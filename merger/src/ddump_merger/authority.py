@@ -2,14 +2,17 @@
 
 ::
 
-    ca.pem  ca.key  crl.pem       the authority, its key, what it has revoked
+    ca.pem  ca.key                the authority, and its key
     servers/NAME.pem  .key        what each server and each client shows,
     clients/NAME.pem  .key        the newest of each name
     issued/SERIAL.pem             every certificate that was ever signed
+    revoked/SERIAL                when each that is revoked was
+    crl.pem                       the same, as a signed list
 
-A certificate is in ``issued`` before anybody can have it, so that each can be revoked.
-The folder is 0700, keys are 0600 from their first byte on. Whoever changes it holds a
-lock on it; a file that is replaced is replaced as a whole.
+A certificate is in ``issued`` before anybody can have it, so that each can be revoked; it
+is in ``revoked`` before it is in the list, which is made anew when it does not say the
+same. The folder is 0700, keys are 0600 from their first byte on. Whoever changes it holds
+a lock on it; a file that is replaced is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import contextlib
 import fcntl
 import os
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddump_common.errors import OutputError, UsageError
@@ -31,10 +36,10 @@ from ddump_common.pki import (
     check_server_names,
 )
 from ddump_common.timespec import format_time
+from ddump_common.units import SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["AuthorityFolder", "Place", "told_serial"]
 
@@ -42,7 +47,9 @@ _CERTIFICATE = "ca.pem"
 _KEY = "ca.key"
 _REVOCATIONS = "crl.pem"
 _ISSUED = "issued"
+_REVOKED = "revoked"
 _FOLDERS = {Kind.SERVER: "servers", Kind.CLIENT: "clients"}
+_ALL_FOLDERS = (*_FOLDERS.values(), _ISSUED, _REVOKED)
 
 _MAX_PEM_BYTES = 64 * 1024
 # Of a hundred bytes each: more certificates than anybody signs by hand.
@@ -60,7 +67,8 @@ class Place:
 class AuthorityFolder:
     """An authority that is open: see ``create`` and ``open``.
 
-    ``revocations`` is what its list holds.
+    ``revocations`` is what does not hold any more, ``mended`` what was found wrong with
+    how that is kept and is right again, for people.
     """
 
     def __init__(
@@ -69,6 +77,7 @@ class AuthorityFolder:
         self.path = path
         self.authority = authority
         self.revocations = revocations
+        self.mended: tuple[str, ...] = ()
 
     @classmethod
     def create(cls, path: Path, *, now_ns: int) -> AuthorityFolder:
@@ -90,22 +99,22 @@ class AuthorityFolder:
                         f"{path} is not empty", hint="give another folder by --dir"
                     )
                 path.chmod(0o700)
-                for name in (*_FOLDERS.values(), _ISSUED):
+                for name in _ALL_FOLDERS:
                     (path / name).mkdir(mode=0o700)
                 _create(path / _KEY, credential.key_pem, mode=0o600)
                 _create(path / _CERTIFICATE, credential.certificate_pem)
                 made = cls(path, authority, RevocationList())
-                made._write_revocations(RevocationList(), now_ns=now_ns)
+                made._write_list(now_ns)
         return made
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path) -> Iterator[AuthorityFolder]:
+    def open(cls, path: Path, *, now_ns: int) -> Iterator[AuthorityFolder]:
         """Read an authority; nobody else changes it until the body is done.
 
         Raises:
-            UsageError: there is none, a file of it is not as it has to be, or others
-                can read its key.
+            UsageError: there is none, a file of it is not as it has to be, or others can
+                read its key, or write to its folders.
             OutputError: it cannot be written.
 
         """
@@ -116,22 +125,20 @@ class AuthorityFolder:
                 missing = isinstance(exc, FileNotFoundError)
                 hint = "ddump pki init makes one" if missing else ""
                 raise UsageError(f"{path}: {_reason(exc)}", hint=hint) from exc
-            key_path, list_path = path / _KEY, path / _REVOCATIONS
-            key = _read(key_path)
+            key_path = path / _KEY
+            certificate, key = _read(path / _CERTIFICATE), _read(key_path)
             if key_path.stat().st_mode & 0o077:
                 raise UsageError(
                     f"{key_path} can be read by others", hint=f"chmod 600 {key_path}"
                 )
             try:
-                authority = Authority.parse(_read(path / _CERTIFICATE), key)
+                authority = Authority.parse(certificate, key)
             except UsageError as exc:
                 raise UsageError(f"{path}: {exc.message}") from exc
-            try:
-                signed = _read(list_path, limit=_MAX_REVOCATIONS_BYTES)
-                revocations = authority.read_revocations(signed)
-            except UsageError as exc:
-                raise UsageError(f"{list_path}: {exc.message}") from exc
-            yield cls(path, authority, revocations)
+            _check_folders(path)
+            opened = cls(path, authority, RevocationList())
+            opened._read_revocations(now_ns)
+            yield opened
 
     @property
     def certificate(self) -> Path:
@@ -195,9 +202,8 @@ class AuthorityFolder:
         """
         holding = [each for each in self.issued() if self.holds(each, now_ns=now_ns)]
         found = {each.serial: each for word in words for each in _named(word, holding)}
-        self._write_revocations(
-            self.revocations.adding(found, now_ns=now_ns), now_ns=now_ns
-        )
+        self._record(dict.fromkeys(found, now_ns))
+        self._write_list(now_ns)
         return list(found.values())
 
     def holds(self, issued: Issued, *, now_ns: int) -> bool:
@@ -230,11 +236,62 @@ class AuthorityFolder:
             _replace(place.key, credential.key_pem, mode=0o600)
             _replace(place.certificate, credential.certificate_pem)
 
-    def _write_revocations(self, revocations: RevocationList, *, now_ns: int) -> None:
-        signed = self.authority.sign_revocations(revocations, now_ns=now_ns)
+    def _read_revocations(self, now_ns: int) -> None:
+        """Read what is revoked, from its records and the list; make both say the same.
+
+        Raises:
+            UsageError: a record is none; or there are none, nor a list.
+            OutputError: they cannot be written.
+
+        """
+        records, wrong = self.path / _REVOKED, ""
+        listed: Mapping[int, int] = {}
+        try:
+            listed = self._read_list().revoked_ns
+        except UsageError as exc:
+            if not records.exists():
+                raise  # then nobody knows
+            wrong = exc.message
+        with _writing(self.path):
+            records.mkdir(mode=0o700, exist_ok=True)
+        recorded = {_serial(each): _moment(each) for each in records.iterdir()}
+        self.revocations = RevocationList(revoked_ns=recorded)
+        lost = {each: at for each, at in listed.items() if each not in recorded}
+        if lost:
+            self._record(lost)
+            self.mended += (
+                f"{records}: {len(lost)} were missing: taken from the list",
+            )
+        if missing := len(recorded.keys() - listed):
+            wrong = (
+                wrong
+                or f"{self.revocation_list}: {missing} of the revoked were not in it"
+            )
+        if wrong:
+            self._write_list(now_ns)
+            count = len(self.revocations.revoked_ns)
+            self.mended += (f"{wrong}: made anew, with {count} that are revoked",)
+
+    def _read_list(self) -> RevocationList:
+        data = _read(self.revocation_list, limit=_MAX_REVOCATIONS_BYTES)
+        try:
+            return self.authority.read_revocations(data)
+        except UsageError as exc:
+            raise UsageError(f"{self.revocation_list}: {exc.message}") from exc
+
+    def _record(self, revoked_ns: Mapping[int, int]) -> None:
+        with _writing(self.path):
+            for serial, moment_ns in revoked_ns.items():
+                told = format_time(moment_ns // SECONDS * SECONDS)
+                record = self.path / _REVOKED / told_serial(serial)
+                _replace(record, f"{told}\n".encode())
+        known = self.revocations.revoked_ns
+        self.revocations = RevocationList(revoked_ns={**revoked_ns, **known})
+
+    def _write_list(self, now_ns: int) -> None:
+        signed = self.authority.sign_revocations(self.revocations, now_ns=now_ns)
         with _writing(self.path):
             _replace(self.revocation_list, signed)
-        self.revocations = revocations
 
 
 def told_serial(serial: int) -> str:
@@ -269,10 +326,54 @@ def _qualified(issued: Issued) -> str:
 
 
 def _parse(path: Path) -> Issued:
+    data = _read(path)
     try:
-        return Issued.parse(_read(path))
+        return Issued.parse(data)
     except UsageError as exc:
         raise UsageError(f"{path}: {exc.message}") from exc
+
+
+def _serial(record: Path) -> int:
+    try:
+        serial = int(record.name, 16)
+    except ValueError:
+        serial = 0
+    if told_serial(serial) != record.name:
+        raise UsageError(f"{record}: not a serial number")
+    return serial
+
+
+def _moment(record: Path) -> int:
+    data = _read(record)
+    try:
+        moment = datetime.strptime(data.decode(), "%Y-%m-%dT%H:%M:%S%z\n")
+    except ValueError as exc:
+        raise UsageError(f"{record}: not a time") from exc
+    return int(moment.timestamp()) * SECONDS
+
+
+def _check_folders(path: Path) -> None:
+    """Have all folders, in which nobody else can write, and nothing that is half done.
+
+    Raises:
+        UsageError: others can write, or what was issued is not there.
+        OutputError: it cannot be written.
+
+    """
+    if not (path / _ISSUED).is_dir():
+        # Nothing that was ever signed could be revoked.
+        raise UsageError(f"{path / _ISSUED} is missing")
+    with _writing(path):
+        for name in _FOLDERS.values():
+            (path / name).mkdir(mode=0o700, exist_ok=True)
+        ours = [path / name for name in _ALL_FOLDERS]
+        for folder in (path, *filter(Path.exists, ours)):
+            if folder.stat().st_mode & 0o022:
+                raise UsageError(
+                    f"{folder} can be written by others", hint=f"chmod go-w {folder}"
+                )
+            for half in folder.glob(".*.new"):  # of a run that was killed
+                half.unlink()
 
 
 @contextlib.contextmanager
@@ -322,9 +423,12 @@ def _create(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 def _replace(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file, as a whole or not at all, in place of what is there if anything."""
     new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)  # of a run that was killed: nobody else is here
-    _create(new, data, mode=mode)
-    new.replace(path)
+    try:
+        _create(new, data, mode=mode)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,12 @@ from ddump_common.text import printable
 from ddump_common.timespec import format_time
 
 from .authority import AuthorityFolder, told_serial
+from .console import say
 from .table import print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ddump_common.pki import Issued
 
     from .authority import Place
@@ -83,7 +87,7 @@ def _server(names: tuple[str, ...], folder: Path, *, renew: bool) -> ExitCode:
     the first one.
     """
     now_ns = time.time_ns()
-    with AuthorityFolder.open(folder) as authority:
+    with _opened(folder, now_ns) as authority:
         _print_place(authority.server(names, now_ns=now_ns, renew=renew))
     return ExitCode.OK
 
@@ -98,7 +102,7 @@ def _client(name: str, folder: Path, *, renew: bool) -> ExitCode:
     Workers know it as cert:CN=NAME.
     """
     now_ns = time.time_ns()
-    with AuthorityFolder.open(folder) as authority:
+    with _opened(folder, now_ns) as authority:
         _print_place(authority.client(name, now_ns=now_ns, renew=renew))
     return ExitCode.OK
 
@@ -112,8 +116,9 @@ def _revoke(words: tuple[str, ...], folder: Path) -> ExitCode:
     servers/NAME and clients/NAME tell two of one name apart. It takes effect where the
     new crl.pem is: copy it to workers and proxies, and have them read it (SIGHUP).
     """
-    with AuthorityFolder.open(folder) as authority:
-        for each in authority.revoke(words, now_ns=time.time_ns()):
+    now_ns = time.time_ns()
+    with _opened(folder, now_ns) as authority:
+        for each in authority.revoke(words, now_ns=now_ns):
             _print(f"revoked: {each.kind} {each.name} {told_serial(each.serial)}")
         _print(f"{authority.revocation_list}: has to be where certificates are checked")
     return ExitCode.OK
@@ -124,9 +129,9 @@ def _revoke(words: tuple[str, ...], folder: Path) -> ExitCode:
 def _show(folder: Path) -> ExitCode:
     """List every certificate that was ever made."""
     now_ns = time.time_ns()
-    with AuthorityFolder.open(folder) as authority:
+    with _opened(folder, now_ns) as authority:
         certificate = authority.authority.credential.certificate
-        rows = [["kind", "name", "state", "until", "serial"]]
+        rows = [["kind", "name", "state", "until", "serial", "names"]]
         rows += [_row(each, authority, now_ns) for each in authority.issued()]
     until = f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
     _print(f"{certificate.subject.rfc4514_string()}, until {until}")
@@ -142,7 +147,16 @@ def _row(issued: Issued, authority: AuthorityFolder, now_ns: int) -> list[str]:
     else:
         state = "valid" if now_ns < issued.end_ns else "expired"
     until = format_time(issued.end_ns)
-    return [issued.kind, issued.name, state, until, told_serial(issued.serial)]
+    serial, names = told_serial(issued.serial), " ".join(issued.names)
+    return [issued.kind, issued.name, state, until, serial, names]
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, now_ns: int) -> Iterator[AuthorityFolder]:
+    with AuthorityFolder.open(folder, now_ns=now_ns) as authority:
+        for line in authority.mended:
+            say(f"ddump: {line}")
+        yield authority
 
 
 def _print_place(place: Place) -> None:
