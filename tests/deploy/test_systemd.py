@@ -439,8 +439,10 @@ def test_it_ends_streams_as_they_are_and_then_itself(fleet, web1):
     assert web1.run("pgrep", "--uid", "ddump", code=1) == ""
 
 
-def test_behind_a_proxy_it_gives_the_socket_to_that_group(web1):
-    toml, drop_in = blocks(CHECKOUT / "deploy/README.rst")[3:5]
+def test_behind_a_proxy_it_gives_the_socket_to_that_group(fleet, web1):
+    toml, drop_in, links = blocks(CHECKOUT / "deploy/README.rst")[3:6]
+    client = fleet.make_client("grace")
+    site = web1.path("/etc/nginx/conf.d/ddump.conf")
     settings = web1.path("/etc/ddump/worker.toml")
     before = settings.read_text()
     place = web1.path(f"/etc/systemd/system/{UNIT}.d/proxy.conf")
@@ -461,7 +463,17 @@ def test_behind_a_proxy_it_gives_the_socket_to_that_group(web1):
             "runuser", "-u", "www-data", "--", "curl", "--fail", "--unix-socket",
             socket, "http://localhost/api/v1/health",
         )  # fmt: skip
+        web1.run("sh", "-ec", "mkdir /var/log/nginx; nginx 2>/dev/null")
+        site.write_bytes((CHECKOUT / "nginx/ddump.conf").read_bytes())
+        web1.run("sh", "-ec", links)
+        await_fact(lambda: ":8475 " in web1.run("ss", "-Hlnt"))
+        with fleet.capturing(client, "-c 2 -f icmp https://web1") as capture:
+            assert capture.stdout.read(24), capture.stderr.read()
+            fleet.run("ping -c 1 web1")
+            assert capture.wait(10) == 0
     finally:
+        web1.run("sh", "-c", "nginx -s stop || :")
+        site.unlink(missing_ok=True)
         settings.write_text(before)
         place.unlink()
         web1.run("systemctl", "daemon-reload")

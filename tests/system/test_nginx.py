@@ -22,6 +22,8 @@ import pytest
 
 from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
 from support.captures import parse_pcap
+from support.certificates import Authority
+from support.machines import await_fact
 from support.nginx import USER, socket_path
 from support.programs import DDUMP, running_worker, started
 from support.site import bearer, certificate, site
@@ -278,24 +280,30 @@ def test_each_worker_has_its_path(place, mine):
             assert json.loads(told.stdout)["connections"] == 1, told.stdout
 
 
-def test_what_is_logged_of_requests(place, mine):
+def test_what_is_logged_of_requests(place, mine, tmp_path):
     after = "host 192.0.2.99"
-    answers = [
+    password = ["-u", f"{place.user}:{place.password}"]
+    wrong = ["-u", f"{place.user}:{place.password}x"]
+    stranger = certificate(Authority(tmp_path).client("mallory"))
+    named, called = "CN=responder", place.user
+    for shown, expected in (
+        (certificate(mine), (200, named, "", "", "")),
+        (bearer(place.token), (200, "", "", "", "")),
+        (password, (200, "", called, "", "")),
+        ([*certificate(mine), *password], (200, named, "", "", called)),
+        (wrong, (401, "", "", "", called)),
+        ([*stranger, *password], (403, "", "", "CN=mallory", called)),
+        ([], (401, "", "", "", "")),
+    ):
+        since = len(place.nginx.log().splitlines())
         place.curl(*shown, f"{place.url}/capture?duration=1ms&filter={quote(after)}")
-        for shown in (
-            certificate(mine),
-            bearer(place.token),
-            ["-u", f"{place.user}:{place.password}"],
-            ["-u", f"{place.user}:{place.password}x"],
-            [],
-        )
-    ]
-    log = place.nginx.log()
-    lines = [json.loads(line) for line in log.splitlines()][-len(answers) :]
-    assert [line["status"] for line in lines] == [200, 200, 200, 401, 401]
-    assert [line["certificate"] for line in lines] == ["CN=responder", *[""] * 4]
-    assert {line["path"] for line in lines} == {"/capture"}
-    assert "192.0.2.99" not in log
-    for each in (log, place.nginx.log("error.log")):
-        assert place.password not in each
-        assert place.token not in each
+        # It is written when the request is done, to the client a little before that.
+        await_fact(lambda since=since: len(place.nginx.log().splitlines()) > since)
+        line = json.loads(place.nginx.log().splitlines()[-1])
+        names = ("status", "certificate", "user", "claimed_certificate", "claimed_user")
+        assert tuple(line[name] for name in names) == expected
+        assert line["path"] == "/capture"
+    assert "192.0.2.99" not in place.nginx.log()
+    for name in ("ddump.log", "error.log"):
+        assert place.password not in place.nginx.log(name)
+        assert place.token not in place.nginx.log(name)
