@@ -6,6 +6,7 @@ was indexed,
 * of files that stay as they are, a window is the stable sort of what is in it, and
   following is what is in it in order of arrival, whatever the program is that libpcap
   takes; and in enhanced packet blocks it is the same;
+* a program takes of packets with a VLAN tag those that it takes without;
 * of files that change, nothing but an UnreadableError comes out, what leaves is
   whole records of the window in order of time, and without the part at fault the others
   go on to their end;
@@ -38,6 +39,8 @@ from support.stored import (
     parts_of,
     readable,
     records_in,
+    tagged,
+    untagged,
     window_of,
 )
 
@@ -59,6 +62,8 @@ def any_records(rng, link_type):
             time = rng.randrange(1 << 32) * S + rng.randrange(S)
         whole = Cooked(ifindex=rng.randrange(4), address=rng.randbytes(8))
         data = whole.sll() if link_type == SLL else whole.sll2()
+        if link_type == SLL and rng.random() < 0.3:
+            data = tagged(data, rng.choice((b"\x81\x00", b"\x88\xa8", b"\x91\x00")))
         data += bytes(rng.randrange(*sizes))
         length = len(data)
         if rng.random() < 0.1:
@@ -126,6 +131,18 @@ def any_program(rng, link_type):
         field = rng.choice((rng.randbytes(8), struct.pack("=I", rng.choice(EDGES))))
         data[at + 8 - len(field) : at + 8] = field
     return bytes(data)
+
+
+def check_tags(segments, found, options):
+    """The program takes the same packets when they come without their tags."""
+    plain = [[untagged(each) for each in records] for records in segments]
+    with parts_of(*plain) as parts:
+        cutter = parts.cutter(**options)
+        data = cut_all(cutter, parts.descriptors, pcapng=options["pcapng"])
+        records = records_in(data, pcapng=options["pcapng"])
+    assert [each.timestamp_ns for each in records] == [
+        each.timestamp_ns for each in found
+    ]
 
 
 def any_window(rng, records):
@@ -235,6 +252,8 @@ def check(seed):
         other = parts.cutter(**options | {"pcapng": not pcapng})
         data = cut_all(other, parts.descriptors, target, pcapng=not pcapng)
         assert records_in(data, pcapng=not pcapng) == records
+        if link_type == SLL and "byte_limit" not in options:
+            check_tags(segments, records, options)
         followed = follow_all(parts.cutter(**options), parts.segments)
         if not cutter.finished:
             assert window_of(records_in(followed, pcapng=pcapng)) == records

@@ -33,11 +33,14 @@ __all__ = [
     "readable",
     "records_in",
     "stored",
+    "tagged",
+    "untagged",
     "window_of",
 ]
 
 COOKED = {SLL: 16, SLL2: 20}
 MAX_CAPLEN = 262_144
+TAGS = (b"\x81\x00", b"\x88\xa8")
 
 
 @dataclass(slots=True)
@@ -113,6 +116,21 @@ def parts_of(*segments, **options):
     finally:
         for descriptor in parts.descriptors:
             os.close(descriptor)
+
+
+def tagged(data, kind=TAGS[0], number=7) -> bytes:
+    """Return a packet of SLL with the VLAN tag that libpcap puts into it."""
+    return data[:14] + kind + number.to_bytes(2, "big") + data[14:]
+
+
+def untagged(record) -> Record:
+    """Return what a live filter saw of a record of SLL."""
+    data = record.data
+    if data[14:16] not in TAGS:
+        return record
+    whole = data + bytes(18)
+    seen = (whole[:14] + whole[18:])[: len(data) - 4]
+    return Record(record.timestamp_ns, seen, record.length - 4)
 
 
 def window_of(records, since_ns=0, until_ns=1 << 63) -> list[Record]:

@@ -31,6 +31,8 @@ from support.stored import (
     readable,
     records_in,
     stored,
+    tagged,
+    untagged,
     window_of,
 )
 
@@ -514,6 +516,44 @@ class TestFilter:
             assert data == expected
             cutter = parts.cutter(program=program)
             assert follow_all(cutter, parts.segments) == expected
+
+    @pytest.mark.parametrize("pcapng", [False, True])
+    @pytest.mark.parametrize(
+        "expression",
+        [*EXPRESSIONS, "port 53", "not port 53", "ether proto 0x8100",
+         "not ether proto 0x88a8", "ether proto 0x9100"],
+    )  # fmt: skip
+    def test_of_tagged_packets_as_live_without_the_tag(
+        self, expression, pcapng, tmp_path
+    ):
+        rng = random.Random(5)  # noqa: S311 - reproducible, not secret
+        records = []
+        for n in range(300):
+            source, destination = (f"10.0.0.{rng.randrange(9)}" for _ in range(2))
+            data = udp(source, destination, rng.choice((53, 80)), payload=b"ab").sll()
+            for _ in range(rng.randrange(3)):
+                # The kernel takes no tag of 0x9100 off.
+                kind = rng.choice((b"\x81\x00", b"\x88\xa8", b"\x91\x00"))
+                data = tagged(data, kind, rng.randrange(1 << 16))
+            caplen = rng.choice((len(data), len(data), rng.randrange(1, 40)))
+            records.append(Record(S + n, data[:caplen], len(data)))
+        path = tmp_path / "untagged.pcap"
+        path.write_bytes(pcap([untagged(each) for each in records], nano=True))
+        found = subprocess.run(
+            ["tcpdump", "--time-stamp-precision=nano", "-nr", path, "-w-", expression],
+            check=True,
+            capture_output=True,
+        ).stdout[24:]
+        times = {each.timestamp_ns for each in records_in(found)}
+        expected = [each for each in records if each.timestamp_ns in times]
+        program = compile_filter(expression, link_type=SLL, snaplen=262_144)
+        with parts_of(records) as parts:
+            cutter = parts.cutter(program=program, pcapng=pcapng)
+            data = cut_all(cutter, parts.descriptors, pcapng=pcapng)
+            assert records_in(data, pcapng=pcapng) == expected
+            cutter = parts.cutter(program=program, pcapng=pcapng)
+            data = follow_all(cutter, parts.segments)
+            assert records_in(data, pcapng=pcapng) == expected
 
     def test_by_the_stored_interface_and_before_the_conversion(self):
         records = [

@@ -8,6 +8,9 @@
 #   SLL2: protocol 16, reserved 16, interface index 32, ARPHRD 16, packet type 8,
 #         address length 8, address 64
 #
+# A VLAN tag is in SLL only: its 16 bits of type are where the protocol was, then come 16
+# bits of tag control, and then the protocol.
+#
 # All big-endian (https://www.tcpdump.org/linktypes.html). A packet that was cut within
 # this header keeps what is known from the beginning of the other one.
 
@@ -21,6 +24,9 @@ cdef enum:
     LINUX_SLL2 = 276
     SLL_SIZE = 16
     SLL2_SIZE = 20
+    SLL_PROTOCOL = 14
+    TAG_SIZE = 4
+    TAGGED_SIZE = SLL_PROTOCOL + TAG_SIZE
     BLOCK_HEADER = 28
     ENHANCED_PACKET = 6
     # The other link type; a block's header, its length again, and what pads its data.
@@ -33,6 +39,16 @@ cdef struct Form:
     uint32_t snaplen  # of what leaves
     bint nano
     bint pcapng  # then always nanoseconds
+
+
+# Whether the packet, which is SLL, has a tag of those that the kernel takes off: 0x8100,
+# 0x88A8. What has another one was captured with it, and is filtered as it is.
+cdef inline bint is_tagged(const uint8_t *data, uint32_t caplen) noexcept nogil:
+    if caplen < SLL_SIZE:
+        return False
+    if data[SLL_PROTOCOL] == 0x81:
+        return data[SLL_PROTOCOL + 1] == 0x00
+    return data[SLL_PROTOCOL] == 0x88 and data[SLL_PROTOCOL + 1] == 0xA8
 
 
 # Write the SLL header for `caplen` bytes of SLL2; return how much of it is known.

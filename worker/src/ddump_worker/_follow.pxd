@@ -79,7 +79,7 @@ cdef inline Fault follow_block(
 ) noexcept nogil:
     cdef size_t size = <size_t>(entry.offset + entry.size - offset[0])
     cdef size_t at = 0
-    cdef const uint8_t *data = window.data
+    cdef uint8_t *data = window.data
     cdef int64_t count = read_at(fd, window.data, size, offset[0])
     cdef int64_t took
     cdef Stored record

@@ -26,7 +26,16 @@ from ddump_worker._blocks cimport (
     read_at,
     read_record,
 )
-from ddump_worker._cooked cimport MOST_GROWTH, Form, store_record, stored_caplen
+from ddump_worker._cooked cimport (
+    LINUX_SLL,
+    MOST_GROWTH,
+    TAG_SIZE,
+    TAGGED_SIZE,
+    Form,
+    is_tagged,
+    store_record,
+    stored_caplen,
+)
 from ddump_worker._kept cimport (
     Item,
     Kept,
@@ -127,15 +136,36 @@ cdef inline uint64_t place_of(uint64_t part, int64_t offset) noexcept nogil:
     return (part << PLACE_BITS) | <uint64_t>offset
 
 
+# Whether the filter takes the record, which is as it was when this returns.
 cdef inline bint matches(
-    const Output *output, const Stored *record, const uint8_t *data
+    const Output *output, const Stored *record, uint8_t *data
 ) noexcept nogil:
     cdef packet_header header
     if output.filter.bf_len == 0:
         return True
     header.caplen = record.caplen
     header.len = record.length
+    if output.form.link_type == LINUX_SLL and is_tagged(data, record.caplen):
+        return matches_untagged(&output.filter, &header, data)
     return pcap_offline_filter(&output.filter, &header, data) != 0
+
+
+# The kernel takes a packet's first VLAN tag off, and filters of live captures do not see
+# it. libpcap puts it back into SLL, in front of the protocol, and so it is stored. Here
+# the header steps over it while the filter runs, which sees what it would have seen live.
+cdef inline bint matches_untagged(
+    const program *filter, packet_header *header, uint8_t *data
+) noexcept nogil:
+    cdef uint8_t[TAGGED_SIZE] saved
+    cdef uint32_t size = min(header.caplen, <uint32_t>TAGGED_SIZE)
+    cdef bint taken
+    memcpy(saved, data, size)
+    memcpy(data + TAG_SIZE, saved, size - TAG_SIZE)
+    header.caplen -= TAG_SIZE
+    header.len -= TAG_SIZE
+    taken = pcap_offline_filter(filter, header, data + TAG_SIZE) != 0
+    memcpy(data, saved, size)
+    return taken
 
 
 # Make room for one more record of `size` bytes.
