@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import ssl
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -36,6 +38,7 @@ def pair(tmp_path):
 
     def write_key(encryption):
         path = tmp_path / "key.pem"
+        path.touch(0o600)
         path.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM,
@@ -64,11 +67,96 @@ def test_own_authorities_and_certificate(pair):
     assert context.cert_store_stats()["x509"] == 1
 
 
-def test_an_encrypted_key_is_an_error_not_a_prompt(pair):
+def test_a_name_that_stands_only_in_the_subject_is_none(pair):
+    cert, write_key = pair
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(cert, write_key(serialization.NoEncryption()))
+    one, other = ssl.MemoryBIO(), ssl.MemoryBIO()
+    serving = server.wrap_bio(one, other, server_side=True)
+    asking = client_context(ca=cert).wrap_bio(other, one, server_hostname="test")
+    for side in (asking, serving):
+        with pytest.raises(ssl.SSLWantReadError):
+            side.do_handshake()
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch") as caught:
+        asking.do_handshake()
+    assert caught.value.verify_code == 62
+
+
+def _refused(cert, key=None):
+    with pytest.raises(UsageError) as caught:
+        client_context(cert=cert, key=key)
+    return caught.value
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_an_encrypted_key_is_an_error_not_a_prompt(pair, old):
     cert, write_key = pair
     key = write_key(serialization.BestAvailableEncryption(b"secret"))
-    with pytest.raises(UsageError, match=r"cannot use the certificate .*cert\.pem"):
-        client_context(cert=cert, key=key)
+    if old:  # as OpenSSL wrote it once
+        key.write_text(
+            key.read_text()
+            .replace("BEGIN ENCRYPTED", "BEGIN EC")
+            .replace("KEY-----\n", "KEY-----\nProc-Type: 4,ENCRYPTED\n", 1)
+        )
+    error = _refused(cert, key)
+    assert error.message == f"cannot use the key {key}: the private key is encrypted"
+    assert error.hint.startswith(f"openssl pkey -in {key}")
+
+
+def test_a_key_that_is_missing_or_another_s(pair, tmp_path):
+    cert, write_key = pair
+    key = write_key(serialization.NoEncryption())
+    other = Authority(tmp_path).client("other")
+    both = tmp_path / "both.pem"
+    for one, two, said in (
+        (cert, None, f"certificate {cert}: there is no private key in it"),
+        (cert, cert, f"key {cert}: there is no private key in it"),
+        (key, None, f"certificate {key}: there is none in it"),
+        (cert, tmp_path / "none", f"key {tmp_path}/none: No such file or directory"),
+        (cert, tmp_path, f"key {tmp_path}: Is a directory"),
+        (
+            cert,
+            other.key,
+            f"key {other.key}: the key is not that of the certificate in {cert}",
+        ),
+    ):
+        error = _refused(one, two)
+        assert error.message == f"cannot use the {said}"
+        assert bool(error.hint) == (two is None and one is cert)
+    both.touch(0o600)
+    both.write_bytes(cert.read_bytes() + key.read_bytes())
+    client_context(cert=both)
+    key.write_bytes(key.read_bytes()[:100] + b"\n-----END PRIVATE KEY-----\n")
+    assert _refused(cert, key).message.startswith(f"cannot use the key {key}: ")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_key_that_others_can_use(pair, tmp_path, mode):
+    cert, write_key = pair
+    key = write_key(serialization.NoEncryption())
+    both = tmp_path / "both.pem"
+    both.write_bytes(cert.read_bytes() + key.read_bytes())
+    for files in ((cert, key), (both, None)):
+        secret = files[1] or files[0]
+        secret.chmod(mode)
+        error = _refused(*files)
+        assert error.message == f"{secret} can be read by others"
+        assert error.hint == f"chmod 600 {secret}"
+        secret.chmod(0o600)
+        client_context(cert=files[0], key=files[1])
+
+
+def test_a_key_out_of_a_pipe(pair):
+    """As shells have it: --key <(decrypt alice.key)."""
+    cert, write_key = pair
+    key = write_key(serialization.NoEncryption())
+    reader, writer = os.pipe()
+    os.write(writer, key.read_bytes())
+    os.close(writer)
+    try:
+        client_context(cert=cert, key=Path(f"/dev/fd/{reader}"))
+    finally:
+        os.close(reader)
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path):

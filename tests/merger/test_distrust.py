@@ -52,6 +52,12 @@ def test_why(code, reason, hint):
     assert told(code, message="bad\nsignature") == (reason, hint)
 
 
+def test_a_name_that_stands_only_in_the_subject():
+    assert told(62, replace(SHOWN, names=())) == (
+        "(CN=db) is not for web, but for nobody", "it has no alternative names",
+    )  # fmt: skip
+
+
 def test_when():
     over = replace(SHOWN, end_ns=NOW - DAY)
     assert told(10, over) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import stat
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["ServerContext", "client_context", "server_context"]
+
+_MAX_PEM_BYTES = 1 << 20
 
 
 def client_context(
@@ -23,10 +26,12 @@ def client_context(
 ) -> ssl.SSLContext:
     """Return a context that verifies the server's chain and name, TLS 1.2 and up. Blocks.
 
+    The name has to be one of its alternative names: a common name is none (RFC 9525).
+
     Args:
         ca: PEM file of the authorities to trust instead of the system's.
         cert: PEM chain of the client's own certificate.
-        key: its private key, when it is not in ``cert``.
+        key: its private key, when it is not in ``cert``; nobody else can read the file.
         crl: PEM file of what the authorities have revoked; a server whose authority has
             no list in it is not trusted.
         insecure: verify nothing.
@@ -47,6 +52,7 @@ def client_context(
     except (OSError, ssl.SSLError) as exc:
         raise UsageError(f"cannot use the authorities in {ca}: {_reason(exc)}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -54,7 +60,14 @@ def client_context(
         _load_revocations(context, crl)
     if cert is not None:
         _load_chain(context, cert, key)
+        _check_private(key or cert)
     return context
+
+
+def _check_private(key: Path) -> None:
+    status = key.stat()
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+        raise UsageError(f"{key} can be read by others", hint=f"chmod 600 {key}")
 
 
 class ServerContext(ssl.SSLContext):
@@ -171,11 +184,46 @@ def _load_chain(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
         # An empty password makes an encrypted key an error, not a prompt.
         context.load_cert_chain(cert, key, password="")
     except (OSError, ssl.SSLError, ValueError) as exc:
-        files = f"{cert} with {key}" if key else f"{cert}"
-        hint = "" if key else "the private key may be in another file: --key"
-        raise UsageError(
-            f"cannot use the certificate {files}: {_reason(exc)}", hint=hint
-        ) from exc
+        raise _unusable(exc, cert, key) from exc
+
+
+def _unusable(exc: Exception, cert: Path, key: Path | None) -> UsageError:
+    """Return what is wrong with a pair that OpenSSL does not take.
+
+    It says neither which file it is, nor that a key is encrypted.
+    """
+    cannot = f"cannot use the certificate {cert}"
+    try:
+        chain = _beginning(cert)
+        if chain is not None and b"CERTIFICATE-----" not in chain:
+            return UsageError(f"{cannot}: there is none in it")
+        secret = chain
+        if key is not None:
+            cannot = f"cannot use the key {key}"
+            secret = _beginning(key)
+    except OSError as unreadable:
+        return UsageError(f"{cannot}: {unreadable.strerror}")
+    if "MISMATCH" in _reason(exc):
+        return UsageError(f"{cannot}: the key is not that of the certificate in {cert}")
+    if secret is None:
+        return UsageError(f"{cannot}: {_reason(exc)}")
+    if b"PRIVATE KEY-----" not in secret:
+        other = "" if key else "the private key may be in another file: --key"
+        return UsageError(f"{cannot}: there is no private key in it", hint=other)
+    if b"ENCRYPTED" in secret:
+        return UsageError(
+            f"{cannot}: the private key is encrypted",
+            hint=f"openssl pkey -in {key or cert} writes it without its password",
+        )
+    return UsageError(f"{cannot}: {_reason(exc)}")
+
+
+def _beginning(path: Path) -> bytes | None:
+    """Return a file's bytes; ``None`` of a pipe, which is read once."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        return None
+    with path.open("rb") as file:
+        return file.read(_MAX_PEM_BYTES)
 
 
 def _reason(exc: Exception) -> str:

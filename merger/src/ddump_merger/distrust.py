@@ -89,7 +89,9 @@ def why_not_trusted(
             return _when(named, code, shown, now_ns)
         case _Fault.WRONG_HOST | _Fault.WRONG_ADDRESS:
             whose = "" if shown is None else f", but for {shown.told_names}"
-            return f"{named} is not for {host}{whose}", ""
+            # A common name that is right does not count.
+            hint = "" if shown is None or shown.names else "it has no alternative names"
+            return f"{named} is not for {host}{whose}", hint
         case _Fault.SELF_SIGNED:
             return f"{named} is self-signed, and not trusted", "see --ca"
         case (
