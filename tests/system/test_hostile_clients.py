@@ -34,7 +34,7 @@ def _enough_descriptors():
 @pytest.mark.parametrize("encrypted", [False, True])
 async def test_a_thousand_requests_at_the_limit_of_streams(tmp_path, encrypted):
     """Eight get what they ask for, all others an answer, and nothing is left."""
-    options: tuple[str, ...] = ("--max-connections", str(2 * REQUESTS))
+    options: tuple[str, ...] = ()
     tls = None
     if encrypted:
         authority = Authority(tmp_path)

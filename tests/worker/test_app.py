@@ -188,7 +188,13 @@ async def test_missing_counters_do_not_keep_a_stream_from_ending(monkeypatch, ca
     assert "the last counters are missing: no netlink" in caplog.text
 
 
-async def test_what_fails_outside_of_handlers_is_answered_too(caplog):
+@pytest.fixture
+def accepted():
+    with socket.socket() as opened:
+        yield opened
+
+
+async def test_what_fails_outside_of_handlers_is_answered_too(caplog, accepted):
     core = Core(failure=CaptureError(""))
     runner = web.AppRunner(create_app(core))
     await runner.setup()
@@ -196,6 +202,7 @@ async def test_what_fails_outside_of_handlers_is_answered_too(caplog):
         runner.server,
         connections=core.connections,
         loop=asyncio.get_running_loop(),
+        accepted=accepted,
         address="1.2.3.4:5",
         give_up=lambda: None,
     )

@@ -14,7 +14,12 @@ import uvloop
 from aiohttp import web
 
 from ddump_common.tls import server_context
-from ddump_worker.connections import Connections, has_arrived, has_vanished
+from ddump_worker.connections import (
+    Connection,
+    Connections,
+    has_arrived,
+    has_vanished,
+)
 from ddump_worker.gate import Gate
 from ddump_worker.listen import Listener, parse_address
 from support.certificates import Authority
@@ -279,6 +284,36 @@ async def test_a_stream_may_take_longer_than_an_answer(monkeypatch, caplog):
             assert not ended.is_set()
             client.close()
     assert "does not take" not in caplog.text
+
+
+@as_in_a_worker
+async def test_one_with_unread_bytes_does_not_have_to_go(monkeypatch):
+    monkeypatch.setattr("ddump_worker.connections.FRESH_SECONDS", 0)
+    connections, gone = Connections(limit=1), []
+    here, there = socket.socketpair()
+    with here, there:
+        one, other = (
+            Connection(
+                web.Server(None),
+                connections=connections,
+                loop=asyncio.get_running_loop(),
+                accepted=here,
+                address=f"10.0.0.1:{port}",
+                give_up=functools.partial(gone.append, port),
+            )
+            for port in (1, 2)
+        )
+        there.send(b"GET")
+        assert await connections.admit(one)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await connections.admit(other)
+        assert not gone
+        here.recv(3)
+        assert await connections.admit(other)
+        assert (len(gone), len(connections), connections.evicted) == (1, 1, 1)
+    other.forget()
+    assert len(connections) == 0
 
 
 def both(tmp_path, host, *, encrypted):

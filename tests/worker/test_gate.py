@@ -24,6 +24,7 @@ HEALTH = b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HALF = b"GET /api/v1/health HTTP/1.1\r\nHost: loc"
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 DESCRIPTORS = 4096
+LIMIT = ("--max-connections", "512")
 
 
 @pytest.fixture(autouse=True)
@@ -248,8 +249,8 @@ class TestTime:
         """Of a worker in plain, and of one by TLS, where some do not even shake hands."""
         tls = context(authority, authority.client("alice"))
         async with (
-            worker() as plain,
-            worker(*options, anonymous=False) as encrypted,
+            worker(*LIMIT) as plain,
+            worker(*options, *LIMIT, anonymous=False) as encrypted,
             asyncio.TaskGroup() as tasks,
         ):
             tasks.create_task(
@@ -273,7 +274,7 @@ async def outlasted(running: Worker, dawdlers, authority) -> None:
     """Have others ask meanwhile; all dawdlers are closed, and nobody has to wait."""
     took, answers = await while_others(running, dawdlers, authority)
     assert max(took) < 12
-    # It never had more than its limit of 512: others made room.
+    # It never had more than its limit: others made room.
     assert sum(each < 9 for each in took) >= 400
     # To shake hands late gives nobody more time.
     assert took[-1] > 9
@@ -359,6 +360,21 @@ class TestRoom:
                 writer.write(HEALTH)  # it was not the oldest
                 assert b"200 OK" in await reader.readuntil(b'"}')
             assert not stream.content.at_eof()
+
+    @pytest.mark.parametrize("encrypted", [False, True])
+    async def test_a_burst_over_the_limit_is_answered_all(
+        self, options, authority, encrypted
+    ):
+        """From one host: none of them has to go for the next before it was heard."""
+        tls = context(authority, authority.client("alice")) if encrypted else None
+        options = (*(options if encrypted else ()), "--max-connections", "20")
+        async with (
+            worker(*options, anonymous=not encrypted) as running,
+            asyncio.timeout(10),
+            asyncio.TaskGroup() as tasks,
+        ):
+            every = [tasks.create_task(asked(running, HEALTH, tls)) for _ in range(200)]
+        assert {each.result()[:15] for each in every} == {b"HTTP/1.1 200 OK"}
 
     async def test_only_requests_under_way_turn_others_away(self):
         async with (

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -666,6 +667,17 @@ class TestStart:
         assert "open files" in said
         async with worker("--max-connections", "200", prefix=prefix) as running:
             assert "200" not in running.text
+
+    @pytest.mark.parametrize(("hard", "most"), [(900, 628), (4096, 2048)])
+    async def test_with_few_files_it_has_fewer_connections(self, hard, most):
+        prefix = ("prlimit", f"--nofile=300:{hard}")
+        async with worker(prefix=prefix) as running, client(running) as http:
+            async with http.get("/api/v1/status") as response:
+                assert (await response.json())["max_connections"] == most
+            said = f"at most {most} connections, not 2048"
+            assert (said in running.text) == (most < 2048)
+            soft, _ = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+            assert soft == most + 272
 
     @pytest.mark.parametrize(
         ("options", "code", "words"),

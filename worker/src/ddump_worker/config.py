@@ -39,7 +39,7 @@ __all__ = ["Config", "read_file", "read_rules"]
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_CAPTURE_MEMORY = 256 * MEBIBYTES
 DEFAULT_MAX_STREAMS = 8  # each costs every packet of the host about 0.17 µs
-DEFAULT_MAX_CONNECTIONS = 512
+DEFAULT_MAX_CONNECTIONS = 2048  # a thousand at once from one host, and half for others
 DEFAULT_MAX_WINDOWS = 64
 
 _LEAST_BUFFER_SIZE = MEBIBYTES  # four of libpcap's blocks

@@ -12,10 +12,14 @@ living peer keeps its window shut, and people pause their terminals for longer.
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import itertools
 import logging
 import socket
 import struct
-from collections import Counter
+import termios
+from collections import defaultdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
@@ -29,7 +33,6 @@ from .audit import ENTRY, Entry, ended_by
 from .problems import problem_response
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable
 
     from .identity import Client
@@ -49,6 +52,13 @@ VANISHED_MS = 40_000
 """How long data may be under way to a peer that says nothing."""
 ANSWER_SECONDS = 30
 """How long an answer that is no stream may take, with the client that takes it."""
+FRESH_SECONDS = 0.5
+"""How long a connection cannot be made to go, from its beginning and from each answer.
+
+A right client has then sent its request: by TLS 1.2 from as far as 250 ms there and back.
+"""
+
+_ROOM_SECONDS = 0.02  # between two looks for somebody to go
 
 # A request line holds the longest filter with each byte as %XX, and all interfaces.
 _MAX_LINE = 3 * MAX_FILTER_BYTES + MAX_INTERFACES * 56 + 1024
@@ -95,32 +105,38 @@ class Connections:
         self.failed_handshakes = 0
         self._vanished_ms = vanished_ms
         self._open: dict[Connection, None] = {}
+        self._hosts: defaultdict[str, dict[Connection, None]] = defaultdict(dict)
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def admit(self, connection: Connection) -> bool:
+    async def admit(self, connection: Connection) -> bool:
         """Count a new connection in, if there is room for it, or room is made.
 
         At the limit one goes that has no request under way: that shakes hands, has sent
         half a header, or is kept for a request that may come. It is the oldest of the
-        host that has most of them: who opens very many competes with itself.
+        host that has most connections: who opens very many competes with itself. While
+        all of them are fresh, or have sent what was not looked at yet, this waits.
+        Cancelling it changes nothing.
         """
-        if len(self._open) >= self.limit:
-            idle = self._least_wanted()
-            if idle is None:
+        while len(self._open) >= self.limit:
+            if (gone := self._least_wanted()) is not None:
+                self.evicted += 1
+                gone.abort()
+                self.forget(gone)
+            elif all(each.is_busy for each in self._open):
                 self.refused += 1
                 return False
-            self.evicted += 1
-            idle.abort()
-            self.forget(idle)
+            else:
+                await asyncio.sleep(_ROOM_SECONDS)
         self._open[connection] = None
+        self._hosts[connection.host][connection] = None
         return True
 
     def _least_wanted(self) -> Connection | None:
-        idle = [each for each in self._open if not each.is_busy]
-        shares = Counter(each.host for each in idle)
-        return max(idle, key=lambda each: shares[each.host], default=None)
+        by_share = sorted(self._hosts.values(), key=len, reverse=True)
+        every = itertools.chain.from_iterable(by_share)
+        return next((each for each in every if not each.is_wanted), None)
 
     def exhausted(self) -> Problem:
         """Return what somebody is told who was not admitted."""
@@ -132,8 +148,12 @@ class Connections:
         )
 
     def forget(self, connection: Connection) -> None:
-        """Count out a connection that is lost."""
+        """Count out a connection that is lost; again is harmless."""
         self._open.pop(connection, None)
+        same = self._hosts[connection.host]
+        same.pop(connection, None)
+        if not same:
+            del self._hosts[connection.host]
 
     def sweep(self) -> None:
         """Cut the connections whose peers have vanished, or keep what is over."""
@@ -175,9 +195,11 @@ class Connection(web.RequestHandler):
     """
 
     __slots__ = (
+        "_accepted",
         "_asked",
         "_connections",
         "_expiry",
+        "_fresh_until",
         "_give_up",
         "_lower",
         "address",
@@ -185,6 +207,7 @@ class Connection(web.RequestHandler):
         "deadline",
         "deaf",
         "ended",
+        "host",
         "revoked",
     )
 
@@ -194,6 +217,7 @@ class Connection(web.RequestHandler):
         *,
         connections: Connections,
         loop: asyncio.AbstractEventLoop,
+        accepted: socket.socket,
         address: str,
         give_up: Callable[[], object],
     ) -> None:
@@ -207,12 +231,16 @@ class Connection(web.RequestHandler):
             lingering_time=0,
         )
         self._connections = connections
+        self._accepted = accepted
         self._give_up = give_up
+        self._fresh_until = loop.time() + FRESH_SECONDS
         self._lower: asyncio.Transport | None = None  # aiohttp forgets its own early
         self._asked: float | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self.address = address
         """The other side, as people write it; a proxy's where there is one."""
+        self.host = address.rpartition(":")[0]
+        """The address without its port."""
         self.deadline = loop.time() + HEADER_SECONDS
         """When the first request has to be there, by the loop's clock."""
         self.client: Client | None = None
@@ -225,11 +253,6 @@ class Connection(web.RequestHandler):
         """Whether it was cut because its client does not hold any more."""
 
     @property
-    def host(self) -> str:
-        """The address without its port."""
-        return self.address.rpartition(":")[0]
-
-    @property
     def is_made(self) -> bool:
         """Whether there has been a transport: from then on it ends by itself."""
         return self._lower is not None
@@ -238,6 +261,21 @@ class Connection(web.RequestHandler):
     def is_busy(self) -> bool:
         """Whether a request is under way."""
         return self._request_in_progress or bool(self._messages)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a request is under way, or may be in a moment."""
+        return (
+            self.is_busy or self._loop.time() < self._fresh_until or self._has_unread()
+        )
+
+    def _has_unread(self) -> bool:
+        count = bytearray(4)
+        try:
+            fcntl.ioctl(self._accepted, termios.FIONREAD, count)
+        except (OSError, ValueError):  # closed meanwhile
+            return False
+        return any(count)
 
     @property
     def is_closing(self) -> bool:
@@ -341,6 +379,7 @@ class Connection(web.RequestHandler):
             return await super()._handle_request(request, start_time, request_handler)
         finally:
             self._asked = None
+            self._fresh_until = self._loop.time() + FRESH_SECONDS
 
     def handle_error(
         self,

@@ -28,7 +28,7 @@ from .identity import peer_address
 from .problems import raw_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from aiohttp import web
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from .connections import Connections
 
-__all__ = ["Gate"]
+__all__ = ["MAX_SPARES", "Gate"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ _ERROR_PAUSE_SECONDS = 0.1
 # A goodbye has to arrive: closed at once, a request that is still arriving would reset
 # the connection, and what was said with it. So many at once may take so long.
 _MAX_FAREWELLS = 64
+MAX_SPARES = 256
+"""How many handshakes at once can be told why they fail; each takes one more file."""
 _FAREWELL_SECONDS = 1.0
 # How long a client may take to take the rest of an answer. By no time of ours: a plain
 # connection has none either, and Connections.sweep() ends what is over or has vanished.
@@ -76,6 +78,8 @@ class Gate:
         self._tasks = tasks
         self._reports = _Reports()
         self._farewells = 0
+        self._spares = 0
+        self._turn = asyncio.Lock()
 
     def open(self, listening: socket.socket) -> None:
         """Accept connections at a socket that listens, which remains the caller's."""
@@ -94,6 +98,8 @@ class Gate:
                 self._receive(accepted, peer_address(peer)), name="connection"
             )
             await asyncio.sleep(0)  # a flood shall not keep the loop
+            async with self._turn:  # nor stand in line here, while that one has no room
+                pass
 
     async def _receive(self, accepted: socket.socket, address: str) -> None:
         loop = asyncio.get_running_loop()
@@ -103,13 +109,16 @@ class Gate:
             self._server,
             connections=self._connections,
             loop=loop,
+            accepted=accepted,
             address=address,
             give_up=task.cancel,
         )
         is_unix = accepted.family == socket.AF_UNIX
         context = None if is_unix else self._context()
         try:
-            if not self._connections.admit(connection):
+            async with self._turn:
+                admitted = await self._connections.admit(connection)
+            if not admitted:
                 await self._part(accepted, raw_problem(self._connections.exhausted()))
             elif context is None:
                 await loop.connect_accepted_socket(lambda: connection, accepted)
@@ -143,8 +152,7 @@ class Gate:
     async def _shake_hands(
         self, connection: Connection, accepted: socket.socket, context: ServerContext
     ) -> None:
-        # The loop closes the socket of a handshake that fails; this one remains.
-        with accepted.dup() as spare:
+        with self._spare(accepted) as spare:
             try:
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: connection,
@@ -154,8 +162,22 @@ class Gate:
                     ssl_shutdown_timeout=_FLUSH_SECONDS,
                 )
             except ssl.SSLError as exc:
-                await self._part(spare, getattr(exc, "alert", b""))
+                if spare is not None:
+                    await self._part(spare, getattr(exc, "alert", b""))
                 raise
+
+    @contextlib.contextmanager
+    def _spare(self, accepted: socket.socket) -> Iterator[socket.socket | None]:
+        """Lend what remains when the loop closes the socket of a handshake that fails."""
+        if self._spares >= MAX_SPARES:
+            yield None
+            return
+        self._spares += 1
+        try:
+            with accepted.dup() as spare:
+                yield spare
+        finally:
+            self._spares -= 1
 
     async def _part(self, accepted: socket.socket, goodbye: bytes) -> None:
         """Say ``goodbye``, and wait a moment until the client has heard it."""

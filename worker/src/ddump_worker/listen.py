@@ -37,7 +37,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_BACKLOG = 512
+_BACKLOG = 2048  # or fewer: net.core.somaxconn
 _TCP = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _MAX_PORT = 65535
 _UNIX_MODE = 0o660

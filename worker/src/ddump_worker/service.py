@@ -26,7 +26,7 @@ from .core import Core
 from .door import Door
 from .exclusion import Exclusion, Service
 from .filters import FilterCompiler
-from .gate import Gate
+from .gate import MAX_SPARES, Gate
 from .interfaces import interfaces
 from .listen import Listener, TcpAddress
 from .metrics import Metrics
@@ -54,6 +54,8 @@ _WATCH_SECONDS = 5.0
 # being turned away; and of a stream beside its connection.
 _FILES = 256
 _FILES_PER_STREAM = 2
+# With fewer connections than that, if they are asked for, no worker starts.
+_LEAST_CONNECTIONS = 512
 # Of each segment, by each of the threads that read windows, and once it is evicted.
 _FILES_PER_SEGMENT = 5
 
@@ -116,7 +118,7 @@ async def _start(
     tasks: asyncio.TaskGroup,
 ) -> Core:
     """Return a worker that takes requests; ``stack`` ends it, also half-way."""
-    _allow_files(config)
+    max_connections = _allow_files(config)
     # First of all, whether this process may capture at all.
     stack.callback(Promiscuous(config.promiscuous).close)
     listeners = []
@@ -142,7 +144,7 @@ async def _start(
         )
         stack.push_async_callback(recording.stop)
     await vet_rules(config.access, filters, config)
-    core = _core(config, door, exclusion, filters, recording)
+    core = _core(config, door, exclusion, filters, recording, max_connections)
     stack.push_async_callback(core.captures.shutdown)
     runner = web.AppRunner(
         create_app(core),
@@ -185,12 +187,13 @@ def _core(
     exclusion: Exclusion,
     filters: FilterCompiler,
     recording: Recording | None,
+    max_connections: int,
 ) -> Core:
     capacity = Capacity(
         max_streams=config.max_streams, max_memory=config.capture_memory
     )
     streams = Streams()
-    connections = Connections(limit=config.max_connections)
+    connections = Connections(limit=max_connections)
     return Core(
         config=config,
         door=door,
@@ -211,25 +214,39 @@ def _core(
     )
 
 
-def _allow_files(config: Config) -> None:
-    # The soft limit of open files is often 1024, for programs that use select().
-    needed = config.max_connections + _FILES_PER_STREAM * config.max_streams + _FILES
+def _allow_files(config: Config) -> int:
+    """Let this process open what it may need; return how many connections that is for.
+
+    They are as many as was asked for, or fewer where the hard limit has no room for them.
+    """
+    others = _FILES_PER_STREAM * config.max_streams + _FILES
     if config.tls_cert is not None:
-        needed += config.max_connections  # one more each while they shake hands
+        others += MAX_SPARES
     if config.ring_dir is not None:
         segments = config.ring_size // config.segment_size + 1
-        needed += _FILES_PER_SEGMENT * segments
+        others += _FILES_PER_SEGMENT * segments
+    asked = config.max_connections
+    # The soft limit of open files is often 1024, for programs that use select().
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    most = asked if hard == resource.RLIM_INFINITY else min(asked, hard - others)
+    if most < min(asked, _LEAST_CONNECTIONS):
         raise UsageError(
-            f"{config.max_connections} connections, {config.max_streams} streams and the "
-            f"ring's segments may need {needed} open files, and the process may have "
-            f"{hard}",
+            f"{min(asked, _LEAST_CONNECTIONS)} connections, {config.max_streams} streams "
+            f"and the ring's segments may need {min(asked, _LEAST_CONNECTIONS) + others} "
+            f"open files, and the process may have {hard}",
             hint="raise the limit (ulimit -n, LimitNOFILE=), allow fewer, or raise "
             "--segment-size",
         )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    if most < asked:
+        _log.warning(
+            "at most %d connections, not %d: the process may have %d open files",
+            most,
+            asked,
+            hard,
+        )
+    if soft != resource.RLIM_INFINITY and soft < most + others:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most + others, hard))
+    return most
 
 
 def _advances(core: Core) -> bool:
