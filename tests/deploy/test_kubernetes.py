@@ -18,7 +18,9 @@ import dockerfile
 import kubernetes_validate
 import pytest
 import yaml
+from cryptography import x509
 
+import ddump_worker
 from ddump_worker.config import read_file
 from support.machines import await_fact
 from support.namespaces import network
@@ -33,8 +35,15 @@ DOCUMENTS = {each["kind"]: each for each in yaml.safe_load_all(PATH.read_text())
 POD = DOCUMENTS["DaemonSet"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 SETTINGS = DOCUMENTS["ConfigMap"]["data"]
+README = (CHECKOUT / "deploy/README.rst").read_text()
+RELOAD = re.search(r"sh -c '(.+?)'\n", README, re.DOTALL)[1]
 # The oldest that is maintained by anybody, and the newest that is known.
 VERSIONS = ("1.28", kubernetes_validate.latest_version())
+
+_KUBECTL = """#!/bin/sh
+[ "$1" != get ] || echo 10.0.0.1 2001:db8::1 10.0.0.2
+[ "$*" != "apply -f -" ] || cat >secret
+"""
 
 # The kubelet's and the runtime's work, after which the container's first process begins.
 _RUN = (
@@ -80,8 +89,36 @@ def test_what_is_named_is_there():
     assert mounted == {volume["name"] for volume in POD["volumes"]}
     config_map, secret = volume("settings")["projected"]["sources"]
     assert config_map["configMap"]["name"] == DOCUMENTS["ConfigMap"]["metadata"]["name"]
-    readme = (CHECKOUT / "deploy/README.rst").read_text()
-    assert f"create secret generic {secret['secret']['name']} " in readme
+    assert f"create secret generic {secret['secret']['name']} " in README
+
+
+def test_the_image_is_of_this_version():
+    image = f"registry.example/ddump-worker:{ddump_worker.__version__}"
+    assert CONTAINER["image"] == image
+    assert f"podman push {image}\n" in README
+
+
+def test_each_node_is_a_target_and_its_certificate_is_for_it(tmp_path):
+    """Run the README's lines with a ``kubectl`` that knows three addresses."""
+    (lines,) = re.findall(r"::\n\n((?:    .*\n)+?    done >fleet.targets\n)", README)
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(_KUBECTL)
+    kubectl.chmod(0o755)
+    script = f"ddump pki init; {lines} {lines}"
+    subprocess.run(
+        ["sh", "-euc", script],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{BIN}:/usr/bin:/bin"},
+        check=True,
+    )
+    targets = (tmp_path / "fleet.targets").read_text().split()
+    assert targets == ["https://10.0.0.1", "https://[2001:db8::1]", "https://10.0.0.2"]
+    pem = (tmp_path / "ddump-pki/servers/ddump-worker.pem").read_bytes()
+    names = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    addresses = set(map(str, names.value.get_values_for_type(x509.IPAddress)))
+    assert addresses == {"10.0.0.1", "2001:db8::1", "10.0.0.2"}
 
 
 def test_secrets_are_for_root_alone_and_root_has_one_capability():
@@ -101,9 +138,8 @@ def test_the_settings_are_of_the_worker_and_name_files_that_it_has(tmp_path):
     file = tmp_path / "worker.toml"
     file.write_text(SETTINGS["worker.toml"])
     told = read_file(file)
-    readme = (CHECKOUT / "deploy/README.rst").read_text()
     secret = set(
-        re.findall(r"--from-file=(?:ddump-pki/)?([a-z]+\.(?:pem|key))", readme)
+        re.findall(r"--from-file=(?:ddump-pki/)?([a-z]+\.(?:pem|key))", README)
     )
     named = {
         Path(str(value)) for name, value in told.items() if name.startswith("tls_")
@@ -215,6 +251,6 @@ def test_a_pod_captures_its_node_and_is_told_who_is_revoked(tmp_path):
             # As the README tells to.
             pki("revoke", "alice")
             fill(settings, folder, name="..2")
-            subprocess.run([*inside, "sh", "-c", "kill -HUP 1"], check=True)
+            subprocess.run([*inside, "sh", "-c", RELOAD], check=True)
             await_fact(lambda: b"revoked" in ask().stderr)
             assert ask().returncode == 3

@@ -60,10 +60,11 @@ mkdir dev/pts dev/shm
 ln -s /proc/self/fd dev/fd
 ln -s pts/ptmx dev/ptmx
 mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
-for folder in dev/shm run tmp; do
-    mount -t tmpfs -o mode=755,noexec tmpfs "$folder"
+for folder in dev/shm run; do
+    mount -t tmpfs -o mode=755 tmpfs "$folder"
 done
-chmod 1777 tmp dev/shm
+chmod 1777 dev/shm
+mount -t tmpfs -o noexec tmpfs tmp
 """
 
 
