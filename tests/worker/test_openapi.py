@@ -91,5 +91,12 @@ def test_what_it_refers_to_is_there():
 
 
 def test_only_health_and_itself_are_open():
-    is_open = {path for path, item in PATHS.items() if not item["get"]["security"]}
+    is_open = {path for path, item in PATHS.items() if {} in item["get"]["security"]}
     assert is_open == {"/api/v1/health", "/api/v1/openapi.json"}
+
+
+def test_a_wrong_token_is_refused_everywhere_and_some_may_come_again():
+    for item in PATHS.values():
+        assert {"401", "403"} <= item["get"]["responses"].keys()
+    for status in ("403", "503"):
+        assert "Retry-After" in COMPONENTS["responses"][status]["headers"]

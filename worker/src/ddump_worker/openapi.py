@@ -120,7 +120,7 @@ _HEADERS: dict[str, tuple[_Json, str]] = {
     "WWW-Authenticate": ({"type": "string"}, "How to say who asks."),
     "Retry-After": (
         {"type": "string", "pattern": "^[0-9]+$"},
-        "After how many seconds to come again.",
+        "After how many seconds to come again, where that may help.",
     ),
 }
 _OF_ALL = (HOST_HEADER, TIME_HEADER)
@@ -128,16 +128,18 @@ _OF_ALL = (HOST_HEADER, TIME_HEADER)
 _PROBLEMS: dict[int, tuple[str, tuple[str, ...]]] = {
     400: ("Something in the request cannot be.", ()),
     401: ("Nobody knows who asks, or what was shown is wrong.", ("WWW-Authenticate",)),
-    403: ("Who asks may not do that, or not as much of it, or not now.", ()),
+    403: (
+        "Who asks may not do that, or not as much of it, or not now.",
+        ("Retry-After",),
+    ),
     404: ("This worker keeps no ring.", ()),
     416: ("The ring has nothing of this window.", (WINDOW_HEADER,)),
     421: ("The request is for another host.", ()),
     500: ("This host cannot capture.", ()),
     503: ("Nothing is free at the moment.", ("Retry-After",)),
 }
-_COMMON = (400, 403, 421)
-_IDENTIFIED = (*_COMMON, 401)
-_STREAMED = (*_IDENTIFIED, 500, 503)
+_COMMON = (400, 401, 403, 421)
+_STREAMED = (*_COMMON, 500, 503)
 
 _JSON = "application/json"
 _PACKETS: _Json = {
@@ -178,10 +180,10 @@ def document() -> bytes:
             _COMMON,
             is_open=True,
         ),
-        STATUS_PATH: _path("Streams, counters, limits, the ring.", status, _IDENTIFIED),
-        SEGMENTS_PATH: _path("What the ring holds.", segments, _IDENTIFIED),
-        INTERFACES_PATH: _path("This host's interfaces.", interfaces, _IDENTIFIED),
-        METRICS_PATH: _path("The counters for Prometheus.", _TEXT, _IDENTIFIED),
+        STATUS_PATH: _path("Streams, counters, limits, the ring.", status, _COMMON),
+        SEGMENTS_PATH: _path("What the ring holds.", segments, _COMMON),
+        INTERFACES_PATH: _path("This host's interfaces.", interfaces, _COMMON),
+        METRICS_PATH: _path("The counters for Prometheus.", _TEXT, _COMMON),
     }
     return msgspec.json.encode(
         {
@@ -230,7 +232,8 @@ def _path(
     denied: _Json = {
         status: {"description": "Refused, as GET would be."} for status in refused
     }
-    security: list[_Json] = [] if is_open else [{"token": []}, {"certificate": []}]
+    # What is shown has to be right, also where nothing needs to be.
+    security: list[_Json] = [{"token": []}, {"certificate": []}, *([{}] * is_open)]
     streamed = (STREAM_HEADER,) if content is _PACKETS else ()
     return {
         "parameters": [
