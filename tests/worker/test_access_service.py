@@ -150,12 +150,13 @@ class TestFilter:
             ):
                 responses = [
                     await stack.enter_async_context(
-                        to.get("/capture", duration="1.5", filter=text, link=link)
+                        to.get("/capture", filter=text, link=link)
                     )
                     for text, link in asked
                 ]
                 secret.send(5)
                 udp.send(5)
+                to.running.terminate()  # what is captured by then is still sent
                 streams = [await each.read() for each in responses]
         for (text, _), data in zip(asked, streams, strict=True):
             assert tcpdump(data, f"port {secret.port}") == []
@@ -386,6 +387,17 @@ def rest(client: socket.socket) -> bool:
 async def draining(to) -> bool:
     async with to.get("/api/v1/status") as response:
         return (await response.json())["states"]["draining"] == 1
+
+
+class TestOptions:
+    async def test_what_a_reload_does_not_change_is_named(self, tmp_path):
+        async with serving(tmp_path, table("token:*")) as to:
+            await to.reload("max-streams = 3\nexclude = ['arp']\n" + table("token:*"))
+            words = "worker.toml says something else than at the start"
+            (line,) = [each for each in to.running.text.splitlines() if words in each]
+            assert "of exclude, max-streams" in line
+            await to.reload(table("token:*"))
+            assert to.running.text.count(words) == 1
 
 
 class TestAge:

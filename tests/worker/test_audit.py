@@ -12,12 +12,17 @@ from ddump_common.answers import Problem
 from ddump_common.api import CaptureQuery, RingQuery
 from ddump_worker.audit import Entry, ended_by
 from ddump_worker.identity import Identity, IdentityKind
+from ddump_worker.streams import Stream, Streams
 from support.loopback import talker
 from support.orders import client, order
 from support.workers import wait_until, worker
 
 CREDENTIAL = "0123456789-secret-token"
 HIDDEN = "hunter2-hunter2-hunter2"
+
+
+def opened(of) -> Stream:
+    return Streams().open(order=of, started_ns=0)
 
 
 def fields(entry: Entry) -> dict:
@@ -41,6 +46,8 @@ def test_who_asked_for_what_and_what_was_run():
     query = RingQuery(filter="udp", since_ns=10**9, interfaces=("eth0",), follow=True)
     entry = Entry(address="unix", method="GET", path="/ring", client=who, query=query)
     entry.order = order(query, who=who, filter="not port 22")
+    assert fields(entry)["filter_run"] is None  # it was refused
+    entry.stream = opened(entry.order).info()
     found = fields(entry)
     assert (found["identity"], found["address"]) == ("user:alice", "9.9.9.9:9")
     assert (found["filter"], found["filter_run"]) == ("udp", "(not port 22) and (udp)")
@@ -157,6 +164,41 @@ async def test_every_request_is_told_of_and_no_credential(tmp_path):
     assert 0 <= first["seconds"] < 5
     assert last["ended"] == "the client left"
     assert found[7]["ended"].startswith("The filter does not compile: can't parse")
-    assert found[7]["filter"] == "no filter"
+    assert (found[7]["filter"], found[7]["filter_run"]) == ("no filter", None)
     assert "filter" not in found[4]
     assert "packets" not in found[1]
+
+
+@pytest.mark.live
+@pytest.mark.process
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_what_cannot_be_parsed_tells_no_credential_either(log_format):
+    shown = f"Authorization: Bearer {HIDDEN}"
+    get = "GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n"
+    broken = [
+        f"{get}{shown}{'x' * 9000}\r\n\r\n",  # over-long, at either end
+        f"{get}{shown} {' ' * 9000}{HIDDEN}\r\n\r\n",
+        f"{get}{shown.replace(':', '')}\r\n\r\n",
+        f"{get}{HIDDEN} {shown}\r\n\r\n",  # in a name that is none
+        f"{get}{HIDDEN * 500}: x\r\n\r\n",
+        f"{get}{shown}\0\r\n\r\n",
+        f"{get}{shown}\x01\r\n\r\n",
+        f"{get}{shown}\r\n {HIDDEN}\x02\r\n\r\n",  # a folded line
+        f"{get}{shown}\r\nContent-Length: {HIDDEN}\r\n\r\n",
+        f"{get}{shown}\r\nTransfer-Encoding: {HIDDEN}\r\n\r\n",
+        f"{get}{shown}\r\nTransfer-Encoding: chunked\r\n\r\n{HIDDEN}\r\n",
+        f"{get}{shown}\r\n{shown}\r\n\r\n",
+        f"{get}{'X: y' * 3}\r\n{shown}\r\nHost: {HIDDEN}\r\n\r\n",
+        f"{shown}\r\n\r\n",
+        f"{HIDDEN} / HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"GET {HIDDEN} HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"GET / {HIDDEN}\r\n{shown}\r\n\r\n",
+        f"GET /?{HIDDEN * 1000} HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"GET http://u:{HIDDEN}@[::x/ HTTP/1.1\r\n{shown}\r\n\r\n",
+    ]
+    async with worker("--log-format", log_format) as running:
+        for number, each in enumerate(broken):
+            answer = await raw(running, each.encode())
+            assert (number, answer[:10]) == (number, answer[:8] + b" 4")
+        await wait_until(lambda: running.text.count("request") >= len(broken))
+        assert HIDDEN[:12] not in running.text

@@ -436,6 +436,7 @@ class TestReload:
             new = secrets.token_urlsafe(24)
             tokens.write_text(f"backup:{new}\nother:{OTHER}\n")
             await running.hang_up()
+            assert "files again, 1 connection is revoked" in running.text
             with pytest.raises(aiohttp.ClientError):
                 await stream.content.read()
             assert (await ask(running, bearer(TOKEN)))[0] == 401

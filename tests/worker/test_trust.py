@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    load_pem_private_key,
+)
 
 from ddump_common.errors import UsageError
 from ddump_worker.config import Config
 from ddump_worker.listen import parse_address
 from ddump_worker.trust import Trust
 from support.certificates import EARLY, EXPIRED, Authority
+from support.workers import worker
 
 
 @pytest.fixture
@@ -125,3 +133,63 @@ def test_a_key_that_everybody_can_read_is_refused(options, tmp_path):
         read(options, tls_cert=one, tls_key=None)
     one.chmod(0o600)
     assert read(options, tls_cert=one, tls_key=None).context is not None
+
+
+def renewed_until(authority: Authority, when: datetime) -> bytes:
+    """Return a list of revocations that was to be renewed until ``when``."""
+    issuer = authority._authority.credential
+    made = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(x509.load_pem_x509_certificate(issuer.certificate_pem).subject)
+        .last_update(when - timedelta(days=1))
+        .next_update(when)
+        .sign(load_pem_private_key(issuer.key_pem, None), hashes.SHA256())
+    )
+    return made.public_bytes(Encoding.PEM)
+
+
+class TestWarnings:
+    """Of what may be used, and lets nobody in."""
+
+    def test_of_what_is_right_there_are_none(self, options):
+        assert read(options).warnings == ()
+
+    @pytest.mark.parametrize(
+        ("made", "words"), [(EXPIRED, "has expired on"), (EARLY, "not valid before")]
+    )
+    def test_an_own_certificate_out_of_its_time(self, options, authority, made, words):
+        pair = authority.server("web1", made=made)
+        (said,) = read(options, tls_cert=pair.cert, tls_key=pair.key).warnings
+        assert f"own certificate in {pair.cert}" in said
+        assert words in said
+
+    def test_a_list_that_was_to_be_renewed(self, options, authority):
+        now = datetime.now(UTC)
+        authority.crl.write_bytes(renewed_until(authority, now + timedelta(hours=1)))
+        assert read(options).warnings == ()
+        authority.crl.write_bytes(renewed_until(authority, now - timedelta(hours=1)))
+        (said,) = read(options).warnings
+        assert f"the list of CN=authority in {authority.crl} was to be renewed" in said
+        # It is told where a proxy does TLS, too.
+        alone = Config(
+            listen=(parse_address("unix:/x"),), proxy_uid=33, tls_crl=authority.crl
+        )
+        assert Trust.read(alone).warnings == (said,)
+
+    def test_an_authority_without_a_list(self, options, authority, tmp_path):
+        both = tmp_path / "both.pem"
+        other = Authority(tmp_path, "other")
+        both.write_bytes(authority.cert.read_bytes() + other.cert.read_bytes())
+        (said,) = read(options, tls_client_ca=both).warnings
+        assert f"{authority.crl} has no list of CN=other" in said
+
+
+@pytest.mark.process
+async def test_warnings_are_in_the_log_at_the_start_and_at_a_reload(authority):
+    pair = authority.server("127.0.0.1", made=EXPIRED)
+    async with worker(
+        "--tls-cert", str(pair.cert), "--tls-key", str(pair.key)
+    ) as running:  # fmt: skip
+        assert running.text.count("has expired on") == 1
+        await running.hang_up()
+        assert running.text.count("has expired on") == 2

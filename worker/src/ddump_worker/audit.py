@@ -69,8 +69,9 @@ class Entry:
         yield "ended", _cut(self.ended, _MAX_WORDS)
         if self.query is not None:
             yield from _asked(self.query)
-        if self.order is not None:
-            yield "filter_run", self.order.filter
+            # Nothing is run for what is refused, nor for HEAD.
+            order = None if self.stream is None else self.order
+            yield "filter_run", None if order is None else order.filter
         if self.stream is not None:
             yield from _became(self.stream)
         yield "seconds", round(time.monotonic() - self._began, 3)

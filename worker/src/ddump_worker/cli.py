@@ -87,9 +87,13 @@ def _load(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     if value is None:
         return
     try:
-        ctx.default_map = read_file(value)
+        ctx.default_map = said = read_file(value)
         # What no option says.
-        ctx.obj = {"config_file": value, "access": read_rules(value)}
+        ctx.obj = {
+            "config_file": value,
+            "config_said": said,
+            "access": read_rules(value),
+        }
     except UsageError as exc:
         raise click.UsageError(str(exc), ctx) from exc
 

@@ -6,7 +6,7 @@ then the file of ``--config``, whose keys are the options' names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +18,7 @@ from ddump_common.units import MEBIBYTES, format_size
 
 from .access import AccessTable, Rule
 from .capture import DEFAULT_BUFFER_SIZE
-from .listen import check_access
+from .listen import UnixAddress, check_access
 from .log import LogFormat
 from .ring import (
     DEFAULT_PINNED,
@@ -29,9 +29,10 @@ from .ring import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from .listen import TcpAddress, UnixAddress
+    from .listen import TcpAddress
     from .share import Share
 
 __all__ = ["Config", "read_file", "read_rules"]
@@ -51,11 +52,12 @@ class Config:
     """All options of the worker; sizes are bytes.
 
     Without ``ring_dir`` there is no ring, and what else is said of one is not used.
-    ``access`` are the rules that ``config_file`` had at the start; it may have others
-    when it is read again.
+    ``access`` are the rules that ``config_file`` had at the start, ``config_said`` what
+    it said of options; it may say something else when it is read again.
     """
 
     config_file: Path | None = None
+    config_said: Mapping[str, object] = field(default_factory=dict)
     log_format: LogFormat = LogFormat.TEXT
     access: tuple[Rule, ...] = ()
     listen: tuple[TcpAddress | UnixAddress, ...]
@@ -102,6 +104,7 @@ class Config:
             allow_plaintext=self.allow_plaintext,
         )
         self._check_tls()
+        self._check_unix()
         _check_buffer("--buffer-size", self.buffer_size)
         if self.capture_memory < self.buffer_size:
             raise UsageError(
@@ -111,6 +114,11 @@ class Config:
         self._check_ring()
 
     def _check_tls(self) -> None:
+        if self.tls_client_ca is None and self.proxy_uid is None and self.tls_crl:
+            raise UsageError(
+                "--tls-crl without --tls-client-ca or --proxy-uid",
+                hint="it revokes certificates of clients, and none are asked for",
+            )
         if self.tls_cert is None and self.tls_key is not None:
             raise UsageError("--tls-key without --tls-cert")
         if self.tls_cert is None and self.tls_client_ca is not None:
@@ -118,6 +126,19 @@ class Config:
                 "--tls-client-ca without --tls-cert",
                 hint="clients show certificates to a worker that shows one itself",
             )
+
+    def _check_unix(self) -> None:
+        if any(isinstance(each, UnixAddress) for each in self.listen):
+            return
+        for option, value in (
+            ("--proxy-uid", self.proxy_uid),
+            ("--listen-group", self.listen_group),
+        ):
+            if value is not None:
+                raise UsageError(
+                    f"{option} is about unix sockets, and there is none",
+                    hint="for example --listen unix:/run/ddump/worker.sock",
+                )
 
     def _check_ring(self) -> None:
         _check_buffer("--ring-buffer-size", self.ring_buffer_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from ddump_common.api import Link
 from ddump_common.errors import ParameterError
 from ddump_common.pcap import MAX_SNAPLEN
 
-from .config import read_rules
+from .config import read_file, read_rules
 from .denial import ForbiddenError
 from .exclusion import only
 from .interfaces import interfaces
@@ -18,9 +19,11 @@ from .vetting import vet_rules
 from .window import NoRingError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ddump_common.api import CaptureQuery, RingQuery
 
-    from .access import Access, Grant, Order, Permission
+    from .access import Access, Grant, Order, Permission, Rule
     from .capture import Captures
     from .config import Config
     from .connections import Connections
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from .window import WindowPlan
 
 __all__ = ["Core", "Plan"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +94,8 @@ class Core:
         """Read again all that can change while the worker runs.
 
         Cancelled, or when it raises, all is as before. Who came in before is not looked
-        at: ``holds`` tells.
+        at: ``holds`` tells. Options that are read at a start only are named in the log
+        when the file says something else of them.
 
         Raises:
             UsageError: something in the files cannot be.
@@ -97,11 +103,22 @@ class Core:
 
         """
         path = self.config.config_file
-        rules = () if path is None else await asyncio.to_thread(read_rules, path)
+        rules: tuple[Rule, ...] = ()
+        said = self.config.config_said
+        if path is not None:
+            rules = await asyncio.to_thread(read_rules, path)
+            said = await asyncio.to_thread(read_file, path)
         self.access.check(rules)
         await vet_rules(rules, self.filters, self.config)
         await self.door.reload()
         self.access.replace(rules)
+        if changed := _changed(self.config.config_said, said):
+            _log.warning(
+                "%s says something else than at the start, which a restart alone "
+                "changes, of %s",
+                path,
+                ", ".join(changed),
+            )
 
     async def plan(self, order: Order[CaptureQuery]) -> Plan:
         """Check all of a request that can be checked without a handle.
@@ -205,6 +222,15 @@ class Core:
                     hint="there are " + ", ".join(sorted(known)),
                 )
         return frozenset(index for name in names for index in known[name])
+
+
+def _changed(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """Return the options of which two files say different things, as files name them."""
+    return sorted(
+        name.replace("_", "-")
+        for name in before.keys() | now.keys()
+        if before.get(name) != now.get(name)
+    )
 
 
 def _indices(names: tuple[str, ...], host: list[Interface]) -> frozenset[int]:

@@ -8,6 +8,7 @@ connection. Fields that speak of identities mean nothing from anybody but the pr
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from typing import TYPE_CHECKING, Self, cast
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENT", "Door"]
 
+_log = logging.getLogger(__name__)
+
 CLIENT = web.RequestKey("CLIENT", Client)
 """Who makes a request: there from the moment that it was admitted."""
 
@@ -70,7 +73,7 @@ class Door:
             UsageError: one cannot be used.
 
         """
-        trust = await asyncio.to_thread(Trust.read, config)
+        trust = await _read(config)
         return cls(config, trust, node=socket.gethostname())
 
     async def reload(self) -> None:
@@ -82,7 +85,7 @@ class Door:
             UsageError: one of them cannot be used.
 
         """
-        trust = await asyncio.to_thread(Trust.read, self._config)
+        trust = await _read(self._config)
         names = ServedNames.of((*self._own_names, *trust.names))
         self._trust, self._names = trust, names
 
@@ -233,6 +236,13 @@ class Door:
             and _is_unix(request)
             and _uid(request) == self._config.proxy_uid
         )
+
+
+async def _read(config: Config) -> Trust:
+    trust = await asyncio.to_thread(Trust.read, config)
+    for each in trust.warnings:
+        _log.warning("%s", each)
+    return trust
 
 
 def _extra(request: web.BaseRequest, name: str) -> object:

@@ -265,7 +265,8 @@ async def _reload(core: Core, hangup: asyncio.Event, notifier: Notifier) -> None
             _log.error("nothing is changed: %s", exc)
         else:
             revoked = core.connections.revoke(core.holds)
-            _log.info("read all files again, %d connections are revoked", revoked)
+            what = "connection is" if revoked == 1 else "connections are"
+            _log.info("read all files again, %d %s revoked", revoked, what)
         await notifier.ready()
 
 

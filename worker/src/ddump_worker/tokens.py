@@ -1,7 +1,7 @@
 """Bearer tokens: a file with NAME:TOKEN a line, of which only digests are kept.
 
-A token is what a program shows that has no certificate (RFC 6750). Whoever reads the
-memory of a worker, or its logs, does not find one.
+A token is what a program shows that has no certificate (RFC 6750). What is kept of one,
+and what the log says of it, does not tell it.
 """
 
 from __future__ import annotations
