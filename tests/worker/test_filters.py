@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -136,13 +137,21 @@ async def refusal(
     [(errno.EACCES, CaptureError), (errno.EAGAIN, BusyError)],
 )
 async def test_a_helper_that_cannot_be_started(monkeypatch, number, kind):
-    async def fail(*_, **__):
+    def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
+    monkeypatch.setattr(subprocess, "Popen", fail)
     error = await refusal("udp")
     assert type(error) is kind
     assert os.strerror(number) in str(error)
+
+
+async def test_a_thread_that_cannot_be_started():
+    compiler = FilterCompiler()
+    compiler._threads.shutdown()
+    error = await refusal("udp", compiler)
+    assert type(error) is BusyError
+    assert "cannot start the process that compiles filters: " in str(error)
 
 
 async def test_exclusions_are_named_when_they_are_at_fault():
@@ -264,13 +273,13 @@ async def test_what_was_made_while_it_waited_for_a_place_is_taken(monkeypatch):
 def counted(monkeypatch) -> list[tuple]:
     """Return a list of the helpers that are started from now on."""
     started = []
-    start = asyncio.create_subprocess_exec
+    start = subprocess.Popen
 
-    async def count(*words, **options):
+    def count(*words, **options):
         started.append(words)
-        return await start(*words, **options)
+        return start(*words, **options)
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", count)
+    monkeypatch.setattr(subprocess, "Popen", count)
     return started
 
 

@@ -8,6 +8,7 @@ import errno
 import re
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -15,10 +16,11 @@ from ddump_common.errors import CaptureError, FilterError
 from ddump_common.text import printable
 
 from .compiler import COMPILED, EXCLUSIONS_REFUSED, SEPARATOR, STORED, WALL_SECONDS
+from .helper import Helper
 from .programs import Programs, Source
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from ddump_common.pcap import LinkType
 
@@ -68,6 +70,10 @@ class FilterCompiler:
         self._places = asyncio.Semaphore(concurrency)
         self._plain = asyncio.Semaphore(plain)
         self._programs = Programs()
+        # Whoever has a place has a thread. They end with this object.
+        self._threads = ThreadPoolExecutor(
+            concurrency + plain, thread_name_prefix="filters"
+        )
         self._share = share
         # Those of clients that have nothing compiled are forgotten.
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = (
@@ -105,7 +111,9 @@ class FilterCompiler:
             with await self._place(expression, client) as places:
                 # It may have been made while this waited.
                 found = self._found(source) or self._programs.make(
-                    source, _compile(expression, source), on_end=places.pop_all().close
+                    source,
+                    self._compile(expression, source),
+                    on_end=places.pop_all().close,
                 )
         if isinstance(found, bytes):
             return found
@@ -114,6 +122,28 @@ class FilterCompiler:
                 return await found.wait()
         except TimeoutError as exc:
             raise _too_slow(expression) from exc
+
+    async def _compile(self, expression: str, source: Source) -> bytes:
+        """Return what a helper makes of ``source``; cancelling leaves none behind."""
+        stored = (STORED,) if source.stored else ()
+        command = (
+            *(sys.executable, *_COMMAND),
+            *(str(int(source.link_type)), str(source.snaplen), *stored),
+        )
+        try:
+            outcome = await Helper(command, source.text).run(self._threads)
+        except (OSError, RuntimeError) as exc:
+            raise _not_started(exc) from exc
+        if outcome.answer.startswith(COMPILED):
+            return outcome.answer[len(COMPILED) :]
+        if outcome.status in (-signal.SIGXCPU, -signal.SIGALRM):
+            raise _too_slow(expression)
+        if outcome.status == 0:
+            raise _refusal(outcome.answer)
+        words = printable(outcome.complaint.decode(errors="replace").strip()[-300:])
+        raise CaptureError(
+            f"compiling the filter failed (status {outcome.status}): {words}"
+        )
 
     def _found(self, source: Source) -> bytes | Making | None:
         return self._programs.kept(source) or self._programs.under_way(source)
@@ -133,20 +163,14 @@ class FilterCompiler:
             return places.pop_all()
 
 
-async def _compile(expression: str, source: Source) -> bytes:
-    """Return what a helper makes of ``source``. Cancelling leaves no process behind."""
-    async with _helper(source) as process:
-        answer, complaint = await process.communicate(source.text)
-    if answer.startswith(COMPILED):
-        return answer[len(COMPILED) :]
-    if process.returncode in (-signal.SIGXCPU, -signal.SIGALRM):
-        raise _too_slow(expression)
-    if process.returncode == 0:
-        raise _refusal(answer)
-    words = printable(complaint.decode(errors="replace").strip()[-300:])
-    raise CaptureError(
-        f"compiling the filter failed (status {process.returncode}): {words}"
-    )
+def _not_started(exc: OSError | RuntimeError) -> CaptureError:
+    words = "cannot start the process that compiles filters"
+    match exc:
+        case OSError(errno=number, strerror=str(reason)):
+            kind = BusyError if number in _SHORT_OF else CaptureError
+            return kind(f"{words}: {reason}")
+        case _:
+            return BusyError(f"{words}: {exc}")
 
 
 def _too_slow(expression: str) -> CaptureError:
@@ -161,30 +185,3 @@ def _refusal(answer: bytes) -> CaptureError:
         return CaptureError(f"what the worker excludes does not compile: {reason}")
     is_cooked = _LINK_LAYER.search(reason) is not None
     return FilterError(reason, hint=_COOKED_HINT if is_cooked else "")
-
-
-@contextlib.asynccontextmanager
-async def _helper(source: Source) -> AsyncIterator[asyncio.subprocess.Process]:
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *_COMMAND,
-            str(int(source.link_type)),
-            str(source.snaplen),
-            *((STORED,) if source.stored else ()),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for the worker
-        )
-    except OSError as exc:
-        kind = BusyError if exc.errno in _SHORT_OF else CaptureError
-        raise kind(
-            f"cannot start the process that compiles filters: {exc.strerror or exc}"
-        ) from exc
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
