@@ -239,13 +239,14 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
         common = (
             "--log-format", "json",
             "--tls-cert", f"{server.cert}", "--tls-key", f"{server.key}",
-            "--tls-crl", f"{ours}/crl.pem", "--token-file", f"{tokens}",
+            "--token-file", f"{tokens}",
             "--exclude", f"tcp portrange 8475-{TOKEN_PORT}",
         )  # fmt: skip
         behind = (
             "--listen", f"unix:{socket_path(folder)}", "--listen-group", USER,
             "--listen", f"0.0.0.0:{CERTIFICATE_PORT}",
             "--proxy-uid", USER, "--tls-client-ca", f"{authority.cert}",
+            "--tls-crl", f"{ours}/crl.pem",
         )  # fmt: skip
         worker = stack.enter_context(running_worker(*behind, *common, host=host))
         bare = stack.enter_context(
