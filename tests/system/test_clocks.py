@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import subprocess
 import sys
@@ -34,7 +35,8 @@ RING = ("--ring-size", "64MB", "--segment-size", "1MB", "--ring-reserve", "1MB")
 WARNED = {"ahead", "behind", "some"}
 ASYMMETRY = 0.08
 ROUNDS = 40  # of one packet to each host
-GAP_SECONDS = 0.01  # more than the estimates' errors, but for the last one's
+GAP_SECONDS = 0.01  # seldom less than the estimates' errors, but for the last one's
+EDGE_SECONDS = 0.25  # from a window's edge to the next packet: always more than them
 
 
 @contextlib.asynccontextmanager
@@ -80,6 +82,18 @@ def check_estimates(ended):
     assert lopsided["error_ns"] >= ASYMMETRY / 2 * SECOND
 
 
+def check_order(found, ended, names):
+    """What is behind another was sent so little later that the estimates allow it."""
+    error = max(ended.target(name)["clock"]["error_ns"] for name in names)
+    behind = max(
+        latest - int(text)
+        for latest, text in zip(
+            itertools.accumulate(map(int, found), max), found, strict=True
+        )
+    )
+    assert behind * GAP_SECONDS * SECOND <= 2 * error, found
+
+
 def shown(path):
     """Return which target tshark says brought each packet, and its data."""
     return subprocess.run(
@@ -122,7 +136,7 @@ async def test_corrected_clocks_give_the_true_order(tmp_path):
     texts = [bytes.fromhex(data) for name, data in found]
     assert sorted(texts) == sent
     near = [bytes.fromhex(data) for name, data in found if name != "lopsided"]
-    assert near == sorted(near)
+    check_order(near, ended, OFFSETS.keys() - {"lopsided"})
     for name, offset in OFFSETS.items():
         told = ended.target(name)
         assert told["late"] == 0
@@ -190,9 +204,13 @@ async def test_a_corrected_window_is_the_same_time_on_all_hosts(tmp_path):
                 )  # fmt: skip
                 urls[name] = started.url
             await send_in_turn(net)  # before it
+            await asyncio.sleep(EDGE_SECONDS)
             since = time.time()
+            await asyncio.sleep(EDGE_SECONDS)
             sent = await send_in_turn(net)
+            await asyncio.sleep(EDGE_SECONDS)
             until = time.time()
+            await asyncio.sleep(EDGE_SECONDS)
             await send_in_turn(net)  # and after
             ddump = await stack.enter_async_context(
                 run(net.client, tmp_path, "--clock", "correct", "-f", traffic.FILTER,
@@ -202,4 +220,7 @@ async def test_a_corrected_window_is_the_same_time_on_all_hosts(tmp_path):
             ended = await ddump.ended()
     assert ended.code == 0, ended.said
     found = [data[16 + 20 + 8 :] for _, _, data in ended.records]
-    assert found == sent
+    assert sorted(found) == sent
+    check_order(found, ended, names)
+    for name in names:
+        assert ended.target(name)["clock"]["error_ns"] < EDGE_SECONDS * SECOND
