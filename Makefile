@@ -7,6 +7,8 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_LINK_MODE := copy
 export UV_COMPILE_BYTECODE := 1
+# Hundreds of processes start in a run of the tests: none shall compile its source anew.
+unexport PYTHONDONTWRITEBYTECODE
 KERNELS := $(wildcard */src/*/*.pyx */src/*/*.pxd)
 
 .PHONY: help system privileged sync format lint types test asan fuzz bench demo ci clean
@@ -48,7 +50,7 @@ fuzz: sync ## Feed the kernels hostile bytes for SECONDS under AddressSanitizer
 	tests/fuzz/fuzz.sh $(or $(SECONDS),60)
 
 bench: privileged sync ## Measure against tcpdump, mergecap, tcpslice and curl, side by side
-	unset PYTHONDONTWRITEBYTECODE; for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit; done
+	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit; done
 
 demo: privileged sync ## Show the tool working: two workers, traffic, one merged capture
 	@$(BIN)/python tests/system/demo.py
