@@ -24,6 +24,8 @@ EXPIRED = 400
 """So long ago that it has expired."""
 EARLY = -1
 """Tomorrow: it is not valid yet."""
+ENDING = 397 - 3 / 86400
+"""So long ago that it expires in two to three seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +61,9 @@ class Authority:
         now_ns = time.time_ns() - made * _DAY_NS
         return self._write(names[0], self._authority.server(names, now_ns=now_ns))
 
-    def client(self, name: str, *, made: int = NOW) -> Pair:
+    def client(self, name: str, *, made: float = NOW) -> Pair:
         """A client's pair; its subject is ``CN=name``."""
-        now_ns = time.time_ns() - made * _DAY_NS
+        now_ns = time.time_ns() - round(made * _DAY_NS)
         return self._write(name, self._authority.client(name, now_ns=now_ns))
 
     def revoke(self, *pairs: Pair) -> None:

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from ddump_common.api import ADDRESS_HEADER, CERTIFICATE_HEADER, USER_HEADER
-from support.certificates import EXPIRED, Authority
+from support.certificates import ENDING, EXPIRED, Authority
 from support.loopback import talker
 from support.workers import Worker, run, wait_until, worker
 
@@ -384,6 +384,19 @@ class TestReload:
                 await bob.get(STATUS)
             await wait_until(lambda: "ended=revoked" in running.text)
         assert "identity=cert:CN=bob" in running.text
+
+    async def test_streams_of_a_certificate_that_expires_end(self, options, authority):
+        tls = self.tls(authority, authority.client("alice", made=ENDING))
+        async with (
+            worker(*options, anonymous=False) as running,
+            client(running, tls) as http,
+            http.get("/capture?filter=icmp") as stream,
+        ):
+            await stream.content.readexactly(24)
+            async with asyncio.timeout(10):
+                with pytest.raises((aiohttp.ClientError, ConnectionError)):
+                    await stream.content.read()
+            await wait_until(lambda: "ended=revoked" in running.text)
 
     @pytest.mark.parametrize("encrypted", [False, True])
     async def test_a_stalled_stream_ends_as_well(

@@ -274,6 +274,8 @@ async def _watch(core: Core) -> None:
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
         core.connections.sweep()
+        if expired := core.connections.revoke(core.holds):
+            _log.info("cut by certificates that have expired: %d", expired)
         if core.recording is not None:
             try:
                 await core.recording.refresh()
