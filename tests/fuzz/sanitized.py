@@ -5,7 +5,8 @@
 The command, a program of the environment that runs this (``pytest``, ``python``), finds
 the two packages in a temporary copy; the source folders are left as they are. What
 either sanitizer finds ends the command with a report on stderr and a failing status.
-Leaks are not looked for: the interpreter itself never gives everything back.
+Leaks are not looked for: the interpreter itself never gives everything back. No process
+limits its address space, of which the sanitizer needs all there is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,18 @@ FLAGS = (
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
 )
+
+UNLIMITED = """\
+import resource
+
+set_limit = resource.setrlimit
+
+def setrlimit(which, limits):
+    if which != resource.RLIMIT_AS:
+        set_limit(which, limits)
+
+resource.setrlimit = setrlimit
+"""
 
 
 def build(distribution, folder):
@@ -111,6 +124,7 @@ def main():
             for distribution, folder in zip(DISTRIBUTIONS, folders, strict=True)
             for kernel in build(distribution, folder)
         ]
+        (folders[0] / "sitecustomize.py").write_text(UNLIMITED)
         variables = environment(folders)
         for module, path in kernels:
             check_loaded(module, path, variables)
