@@ -181,11 +181,63 @@ def test_a_key_alone_is_no_use(tmp_path):
 def test_revocations_are_looked_at(tmp_path):
     authority = Authority(tmp_path)
     context = client_context(ca=authority.cert, crl=authority.crl)
-    assert context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF
+    assert context.verify_flags & ssl.VERIFY_CRL_CHECK_CHAIN
     assert context.cert_store_stats()["crl"] == 1
     assert not client_context(ca=authority.cert).verify_flags & (
-        ssl.VERIFY_CRL_CHECK_LEAF
+        ssl.VERIFY_CRL_CHECK_CHAIN
     )
+
+
+class TestChain:
+    """Servers and clients whose authority is one that the root has made."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        return Authority(tmp_path, "root", path_length=1)
+
+    @pytest.fixture
+    def between(self, tmp_path, root):
+        return Authority(tmp_path, "between", under=root)
+
+    @pytest.fixture
+    def shake_hands(self, tmp_path, root, between):
+        lists = tmp_path / "lists.pem"
+        web1, alice = between.server("web1"), between.client("alice")
+
+        def shake(*crls, of: str) -> None:
+            """Have both meet; the one that is not ``of`` looks at ``crls``."""
+            lists.write_bytes(b"".join(each.read_bytes() for each in crls))
+            asking = client_context(
+                ca=root.cert, cert=alice.cert, key=alice.key,
+                crl=lists if of == "server" else None,
+            )  # fmt: skip
+            serving = server_context(
+                cert=web1.cert, key=web1.key, client_ca=root.cert,
+                crl=lists if of == "client" else None,
+            )  # fmt: skip
+            one, other = ssl.MemoryBIO(), ssl.MemoryBIO()
+            sides = (
+                asking.wrap_bio(other, one, server_hostname="web1"),
+                serving.wrap_bio(one, other, server_side=True),
+            )
+            for each in sides * 2:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    each.do_handshake()
+
+        return shake
+
+    @pytest.mark.parametrize("of", ["server", "client"])
+    def test_an_authority_between_may_be_revoked(self, root, between, shake_hands, of):
+        shake_hands(root.crl, between.crl, of=of)
+        root.revoke(between)
+        with pytest.raises(ssl.SSLCertVerificationError, match="certificate revoked"):
+            shake_hands(root.crl, between.crl, of=of)
+
+    @pytest.mark.parametrize("of", ["server", "client"])
+    def test_each_authority_has_a_list(self, root, between, shake_hands, of):
+        for crl in (root.crl, between.crl):
+            with pytest.raises(ssl.SSLCertVerificationError, match="unable to get"):
+                shake_hands(crl, of=of)
 
 
 def test_what_is_no_list_of_revocations(tmp_path):
@@ -225,11 +277,11 @@ class TestServer:
         assert plain.verify_mode is ssl.CERT_NONE
         strict = server_context(cert=pair.cert, key=pair.key, client_ca=authority.cert)
         assert strict.verify_mode is ssl.CERT_REQUIRED
-        assert not strict.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        assert not strict.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
         revoking = server_context(
             cert=pair.cert, key=pair.key, client_ca=authority.cert, crl=authority.crl
         )
-        assert revoking.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        assert revoking.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
         for context in (plain, strict, revoking):
             assert context.minimum_version is ssl.TLSVersion.TLSv1_2
             assert context.options & ssl.OP_NO_TICKET

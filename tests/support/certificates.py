@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from ddump_common import pki
 from ddump_common.units import SECONDS
@@ -43,12 +44,29 @@ class Pair:
 class Authority:
     """Signs certificates and writes them into ``folder``; its own is ``cert``.
 
-    ``crl`` is its list of revocations, which is there from the beginning.
+    ``crl`` is its list of revocations, which is there from the beginning. What one
+    ``under`` another makes has that one's certificate for it in its file as well.
     """
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "authority",
+        *,
+        path_length: int = 0,
+        under: Authority | None = None,
+    ) -> None:
         self._folder = folder
         self._authority = pki.Authority.create(now_ns=time.time_ns(), name=name)
+        self._chain = b""
+        if path_length or under is not None:
+            self._authority = _signed(
+                self._authority.credential,
+                (self if under is None else under)._authority.credential,
+                path_length,
+            )
+        if under is not None:
+            self._chain = self._authority.credential.certificate_pem + under._chain
         self._revocations = pki.RevocationList()
         self._made = 0
         self.cert = folder / f"{name}.pem"
@@ -66,7 +84,11 @@ class Authority:
         now_ns = time.time_ns() - round(made * _DAY_NS)
         return self._write(name, self._authority.client(name, now_ns=now_ns))
 
-    def revoke(self, *pairs: Pair) -> None:
+    @property
+    def certificate(self) -> x509.Certificate:
+        return self._authority.credential.certificate
+
+    def revoke(self, *pairs: Pair | Authority) -> None:
         """Revoke certificates: ``crl`` is written anew, as a whole."""
         now_ns = time.time_ns()
         serials = [pair.certificate.serial_number for pair in pairs]
@@ -81,10 +103,34 @@ class Authority:
         self._made += 1  # one name may have several
         stem = f"{self.cert.stem}-{self._made}-{name}"
         pair = Pair(cert=self._folder / f"{stem}.pem", key=self._folder / f"{stem}.key")
-        pair.cert.write_bytes(credential.certificate_pem)
+        pair.cert.write_bytes(credential.certificate_pem + self._chain)
         pair.key.touch(0o600)
         pair.key.write_bytes(credential.key_pem)
         return pair
+
+
+def _signed(
+    credential: pki.Credential, issuer: pki.Credential, path_length: int
+) -> pki.Authority:
+    """Return an authority with that key and all else, but signed by ``issuer``."""
+    made = credential.certificate
+    builder = x509.CertificateBuilder(
+        issuer.certificate.subject,
+        made.subject,
+        made.public_key(),
+        made.serial_number,
+        made.not_valid_before_utc,
+        made.not_valid_after_utc,
+    ).add_extension(
+        x509.BasicConstraints(ca=True, path_length=path_length), critical=True
+    )
+    for each in made.extensions:
+        if not isinstance(each.value, x509.BasicConstraints):
+            builder = builder.add_extension(each.value, critical=each.critical)
+    signed = builder.sign(issuer.key, hashes.SHA256())
+    return pki.Authority(
+        credential=pki.Credential(certificate=signed, key=credential.key)
+    )
 
 
 def self_signed(folder: Path, name: str) -> Pair:

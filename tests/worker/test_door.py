@@ -385,6 +385,41 @@ class TestReload:
             await wait_until(lambda: "ended=revoked" in running.text)
         assert "identity=cert:CN=bob" in running.text
 
+    async def test_a_revoked_authority_between_lets_in_nobody_more(self, tmp_path):
+        root = Authority(tmp_path, "root", path_length=1)
+        between = Authority(tmp_path, "between", under=root)
+        pair, lists = root.server("127.0.0.1"), tmp_path / "lists.pem"
+
+        def write_lists() -> None:
+            lists.write_bytes(root.crl.read_bytes() + between.crl.read_bytes())
+
+        write_lists()
+        options = (
+            "--tls-cert", str(pair.cert), "--tls-key", str(pair.key),
+            "--tls-client-ca", str(root.cert), "--tls-crl", str(lists),
+        )  # fmt: skip
+        hers = self.tls(root, between.client("alice"))
+        his = self.tls(root, root.client("bob"))
+        async with (
+            worker(*options, anonymous=False) as running,
+            client(running, hers) as alice,
+            client(running, his) as bob,
+            alice.get("/capture?filter=icmp") as cut,
+            bob.get("/capture?filter=icmp") as kept,
+        ):
+            for each in (cut, kept):
+                await each.content.readexactly(24)
+            root.revoke(between)
+            write_lists()
+            await running.hang_up()
+            assert "files again, 1 connection is revoked" in running.text
+            with pytest.raises(aiohttp.ClientError):
+                await cut.content.read()
+            with pytest.raises(aiohttp.ClientError):
+                await alice.get(STATUS)
+            await wait_until(lambda: "certificate: certificate revoked" in running.text)
+            assert running.packet_sockets() == 1
+
     async def test_streams_of_a_certificate_that_expires_end(self, options, authority):
         tls = self.tls(authority, authority.client("alice", made=ENDING))
         async with (

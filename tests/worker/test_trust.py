@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from ddump_common.errors import UsageError
+from ddump_common.tls import Grounds
 from ddump_worker.config import Config
 from ddump_worker.listen import parse_address
 from ddump_worker.trust import Trust
@@ -43,7 +44,7 @@ def read(options, **others) -> Trust:
 
 
 def doubt(trust, pair) -> str:
-    return trust.doubt(pair.certificate, trust.authorities)
+    return trust.doubt(pair.certificate, trust.grounds)
 
 
 def test_without_files_nothing_is_believed():
@@ -67,8 +68,8 @@ def test_a_certificate_holds_while_it_is_valid_and_not_revoked(options, authorit
     assert doubt(trust, bob) == "is revoked"
     assert doubt(trust, alice) == ""
     # A proxy verified it: by which authorities, nobody knows here.
-    assert trust.doubt(bob.certificate, frozenset()) == "is revoked"
-    assert trust.doubt(alice.certificate, frozenset()) == ""
+    assert trust.doubt(bob.certificate, Grounds()) == "is revoked"
+    assert trust.doubt(alice.certificate, Grounds()) == ""
 
 
 def test_of_several_authorities_one_may_go(options, authority, tmp_path):
@@ -79,12 +80,12 @@ def test_of_several_authorities_one_may_go(options, authority, tmp_path):
     other.revoke(revoked := other.client("revoked"))
     lists.write_bytes(authority.crl.read_bytes() + other.crl.read_bytes())
     trust = read(options, tls_client_ca=both, tls_crl=lists)
-    assert len(trust.authorities) == 2
+    assert len(trust.grounds.authorities) == 2
     assert doubt(trust, mallory) == ""
     assert doubt(trust, revoked) == "is revoked"
     fewer = read(options)
-    assert fewer.doubt(alice.certificate, trust.authorities) == ""
-    assert fewer.doubt(mallory.certificate, trust.authorities) == (
+    assert fewer.doubt(alice.certificate, trust.grounds) == ""
+    assert fewer.doubt(mallory.certificate, trust.grounds) == (
         "is of an authority that is not known any more"
     )
 
@@ -95,9 +96,70 @@ def test_two_authorities_may_use_one_number(options, authority, tmp_path):
     same = Trust(
         revoked=frozenset({(Authority(tmp_path, "other").client("x").certificate.issuer,
                             alice.serial_number)}),
-        authorities=trust.authorities,
+        grounds=trust.grounds,
     )  # fmt: skip
-    assert same.doubt(alice, trust.authorities) == ""
+    assert same.doubt(alice, trust.grounds) == ""
+
+
+class TestChain:
+    """Of a client whose authority is not the root, but one that the root has made."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        return Authority(tmp_path, "root", path_length=1)
+
+    @pytest.fixture
+    def between(self, tmp_path, root):
+        return Authority(tmp_path, "between", under=root)
+
+    @pytest.fixture
+    def read_again(self, options, root, between, tmp_path):
+        def read_now(*authorities: Authority) -> Trust:
+            known, lists = tmp_path / "known.pem", tmp_path / "lists.pem"
+            known.write_bytes(b"".join(each.cert.read_bytes() for each in authorities))
+            lists.write_bytes(root.crl.read_bytes() + between.crl.read_bytes())
+            return read(options, tls_client_ca=known, tls_crl=lists)
+
+        return read_now
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_once_an_authority_between_is_revoked_it_is_doubted(
+        self, root, between, read_again, known
+    ):
+        alice = between.client("alice")
+        authorities = (root, between) if known else (root,)
+        then = read_again(*authorities)
+        assert then.doubt(alice.certificate, then.grounds) == ""
+        root.revoke(between)
+        now = read_again(*authorities)
+        assert now.doubt(alice.certificate, then.grounds) == (
+            "is of an authority that may be revoked since: connect again"
+        )
+        # A proxy verified it: by which authorities, nobody knows here.
+        seen = Grounds(lists=then.grounds.lists)
+        assert now.doubt(alice.certificate, seen)
+        # What is verified now was not revoked: TLS has seen the whole chain.
+        assert now.doubt(alice.certificate, now.grounds) == ""
+
+    def test_what_else_is_revoked_does_no_harm_where_the_chain_is_known(
+        self, root, between, read_again
+    ):
+        alice, bob = between.client("alice"), root.client("bob")
+        both, then = read_again(root, between), read_again(root)
+        between.revoke(between.client("other"))
+        now = read_again(root)
+        for pair in (alice, bob):  # by the list of his own authority alice is judged
+            assert now.doubt(pair.certificate, then.grounds) == ""
+        root.revoke(root.client("other"))
+        now = read_again(root)
+        assert now.doubt(bob.certificate, then.grounds) == ""
+        assert now.doubt(alice.certificate, then.grounds) != ""
+        now = read_again(root, between)
+        assert now.doubt(alice.certificate, both.grounds) == ""
+        # A list that is only younger has changed nothing.
+        root.revoke()
+        again = read_again(root)
+        assert again.doubt(alice.certificate, read_again(root).grounds) == ""
 
 
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tls_client_ca", "tls_crl"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
@@ -11,7 +12,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ServerContext", "client_context", "server_context"]
+__all__ = ["Grounds", "ServerContext", "client_context", "server_context"]
 
 _MAX_PEM_BYTES = 1 << 20
 
@@ -32,8 +33,8 @@ def client_context(
         ca: PEM file of the authorities to trust instead of the system's.
         cert: PEM chain of the client's own certificate.
         key: its private key, when it is not in ``cert``; nobody else can read the file.
-        crl: PEM file of what the authorities have revoked; a server whose authority has
-            no list in it is not trusted.
+        crl: PEM file of what the authorities have revoked; a server is not trusted if an
+            authority of its chain has no list in it.
         insecure: verify nothing.
 
     Raises:
@@ -70,6 +71,18 @@ def _check_private(key: Path) -> None:
         raise UsageError(f"{key} can be read by others", hint=f"chmod 600 {key}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grounds:
+    """What the certificates of clients are verified by, to see what has changed since.
+
+    ``authorities`` are certificates (DER) that theirs must come from. ``lists`` has, of
+    each list of revocations, its issuer (DER) and a digest of what it revokes.
+    """
+
+    authorities: frozenset[bytes] = frozenset()
+    lists: frozenset[tuple[bytes, bytes]] = frozenset()
+
+
 class ServerContext(ssl.SSLContext):
     """A server's context whose handshakes say what to tell the client when they fail.
 
@@ -77,8 +90,8 @@ class ServerContext(ssl.SSLContext):
     Event loops close a connection without sending them, and the client could only guess.
     """
 
-    authorities: frozenset[bytes] = frozenset()
-    """The certificates (DER) that those of clients must come from, for whoever asks."""
+    grounds = Grounds()
+    """What it verifies clients by, for whoever asks; set by whoever read the files."""
 
     def wrap_bio(
         self,
@@ -127,7 +140,8 @@ def server_context(
         key: its private key, when it is not in ``cert``.
         client_ca: PEM file of the authorities that clients' certificates must come from;
             without it none is asked for.
-        crl: PEM file of what these have revoked.
+        crl: PEM file of what these have revoked, and all authorities between them and
+            a client: who comes by one without a list is refused.
 
     Raises:
         UsageError: a file cannot be read or does not hold what it should.
@@ -160,7 +174,7 @@ def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
 
 
 def _load_revocations(context: ssl.SSLContext, path: Path) -> None:
-    """Have the other side's certificate be on no list of revocations."""
+    """Have no certificate of the other side's chain be on a list of revocations."""
     before = context.cert_store_stats()
     try:
         context.load_verify_locations(path)
@@ -176,7 +190,7 @@ def _load_revocations(context: ssl.SSLContext, path: Path) -> None:
         )
     if after["crl"] == before["crl"]:
         raise UsageError(f"cannot use the revocations in {path}: there are none")
-    context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
 
 
 def _load_chain(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:

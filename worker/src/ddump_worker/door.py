@@ -23,6 +23,7 @@ from ddump_common.api import (
     USER_HEADER,
 )
 from ddump_common.errors import UsageError
+from ddump_common.tls import Grounds
 
 from .connections import Connection
 from .denial import UnauthorizedError
@@ -99,7 +100,7 @@ class Door:
         if client.token_digest is not None:
             return self._trust.tokens.holds(client.identity.name, client.token_digest)
         if client.certificate is not None:
-            return not self._trust.doubt(client.certificate, client.authorities)
+            return not self._trust.doubt(client.certificate, client.grounds)
         return True
 
     def address_of(self, request: web.BaseRequest) -> str:
@@ -165,13 +166,14 @@ class Door:
         if (token := _bearer(request)) is not None:
             return self._bearing(token, address)
         if proxied is not None and proxied.certificate is not None:
-            return self._certified(proxied.certificate, address, frozenset())
+            seen = Grounds(lists=self._trust.grounds.lists)
+            return self._certified(proxied.certificate, address, seen)
         if proxied is not None and proxied.user:
             user = Identity(kind=IdentityKind.USER, name=proxied.user)
             return Client(identity=user, address=address)
         if (shown := _certificate(request)) is not None:
             context = cast("ServerContext", _extra(request, "sslcontext"))
-            return self._certified(shown, address, context.authorities)
+            return self._certified(shown, address, context.grounds)
         return None
 
     def _bearing(self, token: bytes, address: str) -> Client:
@@ -192,11 +194,11 @@ class Door:
         self,
         certificate: x509.Certificate,
         address: str,
-        authorities: frozenset[bytes],
+        grounds: Grounds,
     ) -> Client:
         try:
             name = certificate.subject.rfc4514_string()
-            doubt = self._trust.doubt(certificate, authorities)
+            doubt = self._trust.doubt(certificate, grounds)
         except ValueError as exc:
             raise UnauthorizedError("the certificate cannot be read") from exc
         if not name:
@@ -207,7 +209,7 @@ class Door:
             identity=Identity(kind=IdentityKind.CERT, name=name),
             address=address,
             certificate=certificate,
-            authorities=authorities,
+            grounds=grounds,
         )
 
     def _admits_anybody(self, request: web.BaseRequest) -> bool:

@@ -11,6 +11,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ddump_common.tls import Grounds
+
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
@@ -45,15 +47,15 @@ class Client:
     """Who makes a request, from where, and what it showed for it.
 
     ``address`` is ``ADDRESS:PORT`` as people write it, or ``unix``. The rest is kept to
-    see whether it still holds when that is asked again: a certificate that the proxy has
-    verified, or the worker itself, by one of ``authorities`` (each in DER); the digest
-    of a token.
+    see whether it still holds when that is asked again: a certificate, and the
+    ``grounds`` on which the worker verified it (which authorities the proxy knows, it
+    does not say); the digest of a token.
     """
 
     identity: Identity
     address: str
     certificate: Certificate | None = field(default=None, repr=False)
-    authorities: frozenset[bytes] = field(default=frozenset(), repr=False)
+    grounds: Grounds = field(default_factory=Grounds, repr=False)
     token_digest: bytes | None = field(default=None, repr=False)
 
     @property

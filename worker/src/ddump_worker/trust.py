@@ -6,9 +6,11 @@ read is either all right, or not used at all.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 from cryptography import x509
@@ -17,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ddump_common.errors import UsageError
 from ddump_common.text import printable
-from ddump_common.tls import server_context
+from ddump_common.tls import Grounds, server_context
 
 from .private import check_unread_by_others
 from .tokens import Tokens
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trust"]
 
+_MAX_CHAIN = 8
+
 _LIST = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 
 
@@ -40,14 +44,14 @@ class Trust:
     """The files of one moment, read.
 
     ``context`` is ``None`` where the worker does not serve by TLS; ``names`` are those
-    of its own certificate; ``authorities`` the certificates (DER) of those that clients'
-    certificates must come from; ``revoked`` pairs of an issuer and a serial number.
-    ``warnings`` are what may be used, and is hardly meant.
+    of its own certificate; ``grounds`` what clients' certificates must come from, and
+    the lists of what is ``revoked``: pairs of an issuer and a serial number. ``warnings``
+    are what may be used, and is hardly meant.
     """
 
     context: ServerContext | None = field(default=None, repr=False)
     names: tuple[str, ...] = ()
-    authorities: frozenset[bytes] = field(default=frozenset(), repr=False)
+    grounds: Grounds = field(default_factory=Grounds, repr=False)
     revoked: frozenset[tuple[x509.Name, int]] = field(default=frozenset(), repr=False)
     tokens: Tokens = field(default_factory=Tokens)
     warnings: tuple[str, ...] = ()
@@ -61,6 +65,7 @@ class Trust:
 
         """
         context = certificate = None
+        authorities: tuple[x509.Certificate, ...] = ()
         if config.tls_cert is not None:
             check_unread_by_others(config.tls_key or config.tls_cert)
             context = server_context(
@@ -71,13 +76,20 @@ class Trust:
             )
             certificate = _certificate(config.tls_cert)
             if config.tls_client_ca is not None:
-                context.authorities = _authorities(config.tls_client_ca)
-        authorities = frozenset() if context is None else context.authorities
+                authorities = _authorities(config.tls_client_ca)
         lists = () if config.tls_crl is None else _lists(config.tls_crl)
+        grounds = Grounds(
+            authorities=frozenset(
+                each.public_bytes(Encoding.DER) for each in authorities
+            ),
+            lists=frozenset(_summary(each) for each in lists),
+        )
+        if context is not None:
+            context.grounds = grounds
         return cls(
             context=context,
             names=() if certificate is None else _names(certificate, config.tls_cert),
-            authorities=authorities,
+            grounds=grounds,
             revoked=frozenset(
                 (each.issuer, entry.serial_number) for each in lists for entry in each
             ),
@@ -92,12 +104,12 @@ class Trust:
             ),
         )
 
-    def doubt(
-        self, certificate: x509.Certificate, verified_by: frozenset[bytes]
-    ) -> str:
+    def doubt(self, certificate: x509.Certificate, verified: Grounds) -> str:
         """Return why a client's certificate, once verified, does not hold; or nothing.
 
-        ``verified_by`` are the authorities of that time, none where a proxy verified it.
+        ``verified`` is on what grounds, of authorities none where a proxy did it. Of the
+        chain that was seen then the certificate alone is left: where something between
+        it and what is known here may have gone, it is doubted, and can come again.
         """
         if (certificate.issuer, certificate.serial_number) in self.revoked:
             return "is revoked"
@@ -106,29 +118,54 @@ class Trust:
             return "has expired"
         if now < certificate.not_valid_before_utc:
             return "is not valid yet"
-        if not verified_by <= self.authorities and not self._signs(certificate):
-            # Its chain may have led to one that is gone. The client can come again.
-            return "is of an authority that is not known any more"
+        gone = not verified.authorities <= self.grounds.authorities
+        issuer = certificate.issuer.public_bytes()
+        changed = any(by != issuer for by, _ in self.grounds.lists - verified.lists)
+        if (gone or changed) and not self._leads_to(certificate):
+            if gone:
+                return "is of an authority that is not known any more"
+            return "is of an authority that may be revoked since: connect again"
         return ""
 
-    def _signs(self, certificate: x509.Certificate) -> bool:
-        for each in self.authorities:
-            try:
-                certificate.verify_directly_issued_by(
-                    x509.load_der_x509_certificate(each)
-                )
-            except (ValueError, TypeError, InvalidSignature):
-                continue
-            return True
-        return False
+    def _leads_to(self, certificate: x509.Certificate, steps: int = _MAX_CHAIN) -> bool:
+        """Return whether authorities alone, none of them revoked, vouch for it."""
+        return any(
+            (each.issuer, each.serial_number) not in self.revoked
+            and (
+                each.issuer == each.subject
+                or (steps > 0 and self._leads_to(each, steps - 1))
+            )
+            for each in map(_parsed, self.grounds.authorities)
+            if _is_issued_by(certificate, each)
+        )
 
 
-def _authorities(path: Path) -> frozenset[bytes]:
+@lru_cache(maxsize=1024)
+def _parsed(der: bytes) -> x509.Certificate:
+    return x509.load_der_x509_certificate(der)
+
+
+# Asked of each connection again and again.
+@lru_cache(maxsize=8192)
+def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
-        found = x509.load_pem_x509_certificates(path.read_bytes())
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _summary(revocations: x509.CertificateRevocationList) -> tuple[bytes, bytes]:
+    serials = sorted(entry.serial_number for entry in revocations)
+    digest = hashlib.sha256(repr(serials).encode()).digest()
+    return revocations.issuer.public_bytes(), digest
+
+
+def _authorities(path: Path) -> tuple[x509.Certificate, ...]:
+    try:
+        return tuple(x509.load_pem_x509_certificates(path.read_bytes()))
     except (OSError, ValueError) as exc:
         raise UsageError(f"cannot read the authorities in {path}: {exc}") from exc
-    return frozenset(each.public_bytes(Encoding.DER) for each in found)
 
 
 def _certificate(path: Path) -> x509.Certificate:
@@ -188,7 +225,7 @@ def _warnings_of(
 def _warnings_of_lists(
     lists: Sequence[x509.CertificateRevocationList],
     path: Path | None,
-    authorities: Iterable[bytes],
+    authorities: Iterable[x509.Certificate],
 ) -> Iterator[str]:
     now = datetime.now(UTC)
     for each in lists:
@@ -199,7 +236,7 @@ def _warnings_of_lists(
             )
     if not lists:
         return
-    subjects = {x509.load_der_x509_certificate(each).subject for each in authorities}
+    subjects = {each.subject for each in authorities}
     for missing in subjects.difference(each.issuer for each in lists):
         yield f"{path} has no list of {_told(missing)}: its clients are refused"
 
