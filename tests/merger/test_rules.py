@@ -50,7 +50,8 @@ async def test_a_client_that_is_revoked_ends(tmp_path):
                 _, err = await process.communicate()
     assert process.returncode == 4, err
     assert (
-        b"ddump: web: it does not take my certificate (CN=alice): it is revoked\n"
+        b"ddump: web: it does not take my certificate (CN=alice): it is revoked, or "
+        b"its authority is\n"
     ) in err
     assert payloads(out.read_bytes()) == sent
 

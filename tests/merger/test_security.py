@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import ssl
@@ -121,7 +122,7 @@ async def test_a_certificate_that_is_revoked(authority):
     assert parse_pcap(result.out) == RECORDS
     authority.revoke(pair)
     assert await refused(authority, tls(pair), *words) == (
-        "the certificate of 127.0.0.1 (CN=127.0.0.1) is revoked"
+        "the certificate of 127.0.0.1 (CN=127.0.0.1) is revoked, or its authority is"
     )
 
 
@@ -130,8 +131,8 @@ async def test_an_authority_without_a_list(authority, tmp_path, context):
     other = Authority(tmp_path, "other")
     words = "--ca", authority.cert, "--crl", other.crl
     assert await refused(authority, context, *words) == (
-        "the certificate of 127.0.0.1 (CN=127.0.0.1) is of CN=authority, which has no "
-        "list in --crl"
+        "the certificate of 127.0.0.1 (CN=127.0.0.1) may be revoked: --crl has no list of "
+        "CN=authority, or of an authority above it"
     )
 
 
@@ -249,7 +250,7 @@ async def test_a_client_certificate_that_is_revoked(authority, version):
     pair = authority.client("alice")
     authority.revoke(pair)
     assert await shown(authority, pair, version=version) == (
-        "it does not take my certificate (CN=alice): it is revoked"
+        "it does not take my certificate (CN=alice): it is revoked, or its authority is"
     )
 
 
@@ -264,6 +265,37 @@ async def test_a_server_that_closes_and_says_nothing(authority):
         result = await run("--ca", authority.cert, server.url)
     assert result.code == 3
     assert "does it want a client's certificate? see --cert" in result.err
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        b"",
+        bytes.fromhex("160301002a020000260301") + bytes(33) + bytes.fromhex("c0140000"),
+        bytes.fromhex("15030100020246"),
+    ],
+    ids=["closed", "TLS 1.0", "alert"],
+)
+@pytest.mark.parametrize("command", [[], ["status"], ["segments"]])
+async def test_a_handshake_that_comes_to_nothing(hello, command):
+    async def serve(reader, writer):
+        await reader.read(4096)
+        writer.write(hello)
+        await writer.drain()
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with listener:
+        result = await run(*command, f"https://127.0.0.1:{port}")
+    assert result.code == 3
+    told = (
+        "it speaks only an old TLS, and we want 1.2 or newer"
+        if hello
+        else "the connection was closed in the TLS handshake (the server may not speak "
+        "TLS, or not as we do)"
+    )
+    assert result.err.partition("\n")[0] == f"ddump: 127.0.0.1: {told}"
 
 
 async def test_https_asked_of_http():

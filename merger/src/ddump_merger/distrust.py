@@ -102,17 +102,18 @@ def why_not_trusted(
         ):
             return f"{named} is of an unknown authority{issuer}", "see --ca"
         case _Fault.REVOKED:
-            return f"{named} is revoked", ""
+            return f"{named} is revoked, or its authority is", ""
         case _Fault.WRONG_PURPOSE:
             return f"{named} is not one for a server", ""
         case _Fault.NO_LIST:
-            which = "an authority that" if shown is None else f"{shown.issuer}, which"
-            return f"{named} is of {which} has no list in --crl", ""
+            whose = "its authority" if shown is None else shown.issuer
+            told = f"--crl has no list of {whose}, or of an authority above it"
+            return f"{named} may be revoked: {told}", ""
         case _Fault.LIST_EXPIRED | _Fault.LIST_NOT_YET_VALID:
             old = (
                 "is out of date" if code == _Fault.LIST_EXPIRED else "is not valid yet"
             )
-            return f"{named} may be revoked: the list in --crl {old}", ""
+            return f"{named} may be revoked: a list in --crl {old}", ""
         case _:
             reason = printable(error.verify_message or str(error), limit=300)
             return f"{named} is not valid: {reason}", ""

@@ -81,11 +81,23 @@ def explain(
     tls = _tls_error(exc)
     if tls is not None:
         return _explain_tls(tls, own)
+    if _is_unfinished(exc):
+        hint = "the server may not speak TLS, or not as we do"
+        return "the connection was closed in the TLS handshake", hint
     if isinstance(exc, OSError) and exc.errno is not None:
         number = exc.errno
         # Some layers make a text of their own: the system's is the shortest.
         return os.strerror(number).lower() if number > 0 else one_line(str(exc)), ""
     return one_line(str(exc) or type(exc).__name__), ""
+
+
+def _is_unfinished(exc: BaseException) -> bool:
+    """Return whether a connection was closed in its TLS handshake."""
+    return (
+        isinstance(exc, aiohttp.ClientConnectorError)
+        and isinstance(exc.os_error, ConnectionResetError)
+        and exc.os_error.errno is None  # else the system's, which says more
+    )
 
 
 def _told_parser(message: str) -> str:
@@ -130,6 +142,8 @@ def _explain_tls(exc: ssl.SSLError, own: Certificate | None) -> tuple[str, str]:
         return "TLS: handshake failure: it may want a client's certificate", _GIVE_ONE
     if alert == "handshake failure":
         return f"TLS: {alert}", _doubt(own)
+    if "unsupported protocol" in reason or alert == "protocol version":
+        return "it speaks only an old TLS, and we want 1.2 or newer", ""
     if "wrong version number" in reason or "record layer failure" in reason:
         return f"TLS: {reason}", "the server may not speak https"
     return f"TLS: {one_line(reason)}", ""

@@ -20,16 +20,18 @@ __all__ = ["REJECTING_ALERTS", "told_rejection"]
 _UNKNOWN = "it does not know its authority, {0.issuer}"
 _EXPIRED = "it has expired"
 _EARLY = "it is not valid yet"
-_REVOKED = "it is revoked"
+_REVOKED = "it is revoked, or its authority is"
 _NOT_A_CLIENTS = "it is not one for a client"
+_UNTOLD = "for a reason that its log tells"
 
 _ALERTS = {
     "unknown ca": _UNKNOWN,
     "certificate expired": _EXPIRED,
     "certificate revoked": _REVOKED,
     "unsupported certificate": _NOT_A_CLIENTS,
-    "bad certificate": "",
-    "certificate unknown": "",
+    "bad certificate": _UNTOLD,
+    "certificate unknown": _UNTOLD,
+    "decrypt error": _UNTOLD,
 }
 # As X509_verify_cert_error_string() has them in several versions.
 _WORDS = {
@@ -60,12 +62,13 @@ def told_rejection(why: str, own: Certificate) -> str:
     reason = printable(why, limit=300) if known is None else known.format(own)
     now_ns = time.time_ns()
     # There is no alert for one that is not valid yet: our own clock knows.
-    if known == _EARLY or (not known and own.begin_ns > now_ns):
+    untold = known in {_UNTOLD, None}
+    if known == _EARLY or (untold and own.begin_ns > now_ns):
         reason = f"it is not valid before {format_time(own.begin_ns)}"
     elif known == _EXPIRED and own.end_ns > now_ns:
         reason = "it has expired there, or its authority has"
+        if why in _ALERTS:
+            reason += ", or its list of revocations"
     elif known == _EXPIRED:
         reason = f"it has expired, it was valid until {format_time(own.end_ns)}"
-    return ": ".join(
-        filter(None, (f"it does not take my certificate ({own.subject})", reason))
-    )
+    return f"it does not take my certificate ({own.subject}): {reason}"
