@@ -58,6 +58,17 @@ def test_who_asked_for_what_and_what_was_run():
     assert "since" not in fields(entry)
 
 
+def test_long_filters_stand_last_and_on_one_line():
+    query = CaptureQuery(filter="\n\tudp" + "\n" * 4000 + "or \r\n tcp ")
+    entry = Entry(address="unix", query=query, order=order(query, filter="not\nport 22"))
+    assert entry.order is not None
+    entry.stream = opened(entry.order).info()
+    found = fields(entry)
+    assert list(found)[-2:] == ["filter", "filter_run"]
+    assert found["filter"] == "udp or tcp"
+    assert found["filter_run"] == "(not port 22) and ( udp or tcp )"
+
+
 def test_what_anybody_may_send_is_cut():
     entry = Entry(address="", method="M" * 999, path="/" * 9999, ended="e" * 9999)
     assert max(len(str(value)) for value in fields(entry).values()) == 512

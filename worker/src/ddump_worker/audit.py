@@ -7,6 +7,7 @@ request only what was understood, so that no credential and no query string is i
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ _MAX_METHOD = 32
 _MAX_PATH = 256
 _MAX_IDENTITY = 512
 _MAX_WORDS = 512
+# What separates the words of a filter, as libpcap's scanner has it.
+_BLANKS = re.compile(r"[ \t\r\n]+")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,12 +72,19 @@ class Entry:
         yield "ended", _cut(self.ended, _MAX_WORDS)
         if self.query is not None:
             yield from _asked(self.query)
-            # Nothing is run for what is refused, nor for HEAD.
-            order = None if self.stream is None else self.order
-            yield "filter_run", None if order is None else order.filter
         if self.stream is not None:
             yield from _became(self.stream)
         yield "seconds", round(time.monotonic() - self._began, 3)
+        # Last, as they are long: who cuts lines that are shall not cut the numbers.
+        if self.query is not None:
+            yield "filter", _one_line(self.query.filter)
+            # Nothing is run for what is refused, nor for HEAD.
+            order = None if self.stream is None else self.order
+            yield "filter_run", None if order is None else _one_line(order.filter)
+
+
+def _one_line(expression: str) -> str:
+    return _BLANKS.sub(" ", expression.strip())
 
 
 def _cut(text: str, limit: int) -> str:
@@ -82,7 +92,6 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _asked(query: CaptureQuery) -> Iterator[tuple[str, object]]:
-    yield "filter", query.filter
     yield "interfaces", list(query.interfaces)
     if isinstance(query, RingQuery):
         yield "since", None if query.since_ns is None else format_time(query.since_ns)
