@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import logging
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -280,6 +286,29 @@ def test_a_line_of_a_file_is_named(capsys, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("user", "words", "code"),
+    [
+        (None, ["http://h"], 2),
+        (None, ["a.pcap"], 2),
+        (None, ["http://h", "http://alice@h"], 0),
+        ("alice", ["http://h"], 0),
+    ],
+)
+def test_a_password_is_somebody_s(monkeypatch, capsys, tmp_path, user, words, code):
+    monkeypatch.setattr("ddump_merger.job.run_job", lambda _: ExitCode.OK)
+    if user:
+        monkeypatch.setenv("DDUMP_USER", user)
+    path = tmp_path / "password"
+    path.touch(0o600)
+    path.write_text("pw")
+    assert main(["--password-file", str(path), *words]) == code
+    said = (
+        "--password-file is given, and no user (--user NAME, or NAME@ before the host)"
+    )
+    assert (f"ddump: {said}\n" in capsys.readouterr().err) == (code == 2)
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"ddump, version {ddump_merger.__version__}\n"
@@ -396,11 +425,80 @@ def test_errors_are_lines_and_a_code(capsys, exc, code, said):
 
 @pytest.mark.parametrize(
     "exc",
-    [RuntimeError("bug"), ExceptionGroup("", [BrokenPipeError(), RuntimeError()])],
+    [
+        RuntimeError("bug"),
+        OSError(errno.ENOSPC, "not from printing"),
+        ExceptionGroup("", [BrokenPipeError(), RuntimeError()]),
+        SystemExit(3),
+    ],
 )
 def test_what_nobody_foresaw_is_not_hidden(exc):
-    with pytest.raises((RuntimeError, ExceptionGroup)):
+    with pytest.raises(type(exc)):
         run(raising(exc))
+
+
+# --- What is printed ---
+
+
+@pytest.fixture(params=[-1, 0], ids=["buffered", "unbuffered"])
+def printing(request, monkeypatch):
+    """Have standard output be what a test says, for its body."""
+
+    @contextlib.contextmanager
+    def to(descriptor):
+        whole = os.fdopen(descriptor, "wb", request.param)
+        output = io.TextIOWrapper(whole, write_through=request.param == 0)
+        monkeypatch.setattr(sys, "stderr", sys.stderr)  # click changes it as well
+        monkeypatch.setattr(sys, "stdout", output)
+        yield
+        for each in (sys.stdout, output):
+            with contextlib.suppress(OSError):
+                each.close()
+
+    return to
+
+
+PRINTING = pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["pki", "init"], ["status", "--help"]]
+)
+
+
+@PRINTING
+def test_what_is_printed_to_a_full_disk(printing, capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    with printing(os.open("/dev/full", os.O_WRONLY)):
+        assert main(words) == 5
+    assert capsys.readouterr().err == (
+        "ddump: cannot write standard output: No space left on device\n"
+    )
+
+
+@PRINTING
+def test_what_is_printed_to_who_has_gone(
+    printing, capsys, tmp_path, monkeypatch, words
+):
+    monkeypatch.chdir(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with printing(writer):
+        assert main(words) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("pipe", "code", "said"),
+    [
+        ("> /dev/full", 5, "cannot write standard output: No space left on device\n"),
+        ("| true; exit ${PIPESTATUS[0]}", 0, ""),
+    ],
+)
+def test_a_process_that_cannot_print_says_no_more_at_its_end(pipe, code, said):
+    command = f"{shlex.quote(sys.executable)} -m ddump_merger --help"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {pipe}"],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.removeprefix("ddump: ")) == (code, said)
 
 
 def test_messages_are_made_safe(capsys, config):

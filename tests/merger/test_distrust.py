@@ -42,8 +42,12 @@ def told(code, shown=SHOWN, message=""):
         (26, "(CN=db) is not one for a server", ""),
         (62, "(CN=db) is not for web, but for db, 10.0.0.1", ""),
         (64, "(CN=db) is not for web, but for db, 10.0.0.1", ""),
-        (3, "(CN=db) may be revoked: --crl has no list of CN=ca, or of an authority "
-            "above it", ""),
+        (
+            3,
+            "(CN=db) may be revoked: --crl has no list of CN=ca, or of an authority "
+            "above it",
+            "",
+        ),
         (12, "(CN=db) may be revoked: a list in --crl is out of date", ""),
         (11, "(CN=db) may be revoked: a list in --crl is not valid yet", ""),
         (7, "(CN=db) is not valid: bad\\x0asignature", ""),

@@ -330,15 +330,17 @@ async def test_a_tls_stream_that_is_cut(authority, context):
     ("options", "complaint"),
     [
         (["--ca", "none.pem"], "cannot use the authorities in none.pem: No such file"),
+        (["--ca", "{crl}"], "cannot use the authorities in {crl}: there is none"),
         (["--cert", "none.pem"], "cannot use the certificate none.pem"),
         (["--key", "none.pem"], "a key without a certificate"),
     ],
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_files_that_cannot_be_used(options, complaint, scheme):
-    result = await run(*options, f"{scheme}://127.0.0.1:1")
+async def test_files_that_cannot_be_used(authority, options, complaint, scheme):
+    words = [word.format(crl=authority.crl) for word in options]
+    result = await run(*words, f"{scheme}://127.0.0.1:1")
     assert result.code == 2
-    assert complaint in result.err
+    assert complaint.format(crl=authority.crl) in result.err
 
 
 # --- Credentials ---

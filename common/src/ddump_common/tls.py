@@ -52,6 +52,8 @@ def client_context(
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as exc:
         raise UsageError(f"cannot use the authorities in {ca}: {_reason(exc)}") from exc
+    if ca is not None and not context.cert_store_stats()["x509"]:
+        raise UsageError(f"cannot use the authorities in {ca}: there is none")
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.hostname_checks_common_name = False
     if insecure:

@@ -21,6 +21,7 @@ from . import config as defaults
 from .config import ClockMode, Config, TlsFiles
 from .console import ensure_standard_error, say
 from .credentials import Keyring
+from .printing import printing
 from .summary import failure_code, failures
 from .target import (
     HttpTarget,
@@ -67,6 +68,7 @@ Exit status:
   2  wrong usage
   3  no target answered
   4  a target did not answer
+  5  the answers cannot be written
   130  interrupted
 """
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -428,6 +430,13 @@ def _targets(options: dict[str, Any], query: QueryOptions) -> tuple[Target, ...]
                 targets.append(parse_target(text, query, keyring))
             except UsageError as exc:
                 raise UsageError(f"{where}: {exc.message}", hint=exc.hint) from None
+    workers = [each for each in targets if isinstance(each, HttpTarget)]
+    secrets = {each.authorization.secret for each in workers if each.authorization}
+    if options["password_file"] is not None and "password" not in secrets:
+        raise UsageError(
+            "--password-file is given, and no user",
+            hint="--user NAME, or NAME@ before the host",
+        )
     named = unique_names(targets)
     for target in named:
         if isinstance(target, HttpTarget) and target.exposed:
@@ -516,7 +525,7 @@ def run(command: Callable[[], int]) -> int:
     What nobody foresaw goes on, with its traceback.
     """
     try:
-        return command()
+        return printing(command)
     except click.ClickException as exc:
         say(f"ddump: {_told_usage(exc)}")
         return exc.exit_code

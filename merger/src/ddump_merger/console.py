@@ -12,7 +12,7 @@ from typing import TextIO
 
 from ddump_common.text import printable
 
-__all__ = ["ensure_standard_error", "say"]
+__all__ = ["ensure_standard_error", "forget_standard_output", "say"]
 
 _LONGEST_LINE = 2000
 
@@ -35,6 +35,11 @@ def ensure_standard_error() -> None:
     """
     if sys.stderr is None:
         sys.stderr = _nobody()
+
+
+def forget_standard_output() -> None:
+    """Let what cannot be written not fail again at the end."""
+    sys.stdout = _nobody()
 
 
 def _nobody() -> TextIO:
