@@ -12,6 +12,8 @@ import hashlib
 import io
 import os
 import re
+import shutil
+import signal
 import subprocess
 import time
 import zipfile
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ddump_common.pki import Authority
+from ddump_common.tls import server_context
 from ddump_common.units import SECONDS
 from support.machines import Machine, await_fact, machine, write_hosts
 from support.namespaces import Host, network
@@ -223,10 +226,11 @@ def test_its_files_are_its_own(web1):
     for path, expected in {
         "/etc/ddump/server.key": "root:ddump 640",
         "/etc/ddump": "root:ddump 750",
+        "/etc/ddump/pushed": "root:ddump 750",
         "/var/lib/ddump": "ddump:ddump 700",
         "/var/lib/ddump/ring": "ddump:ddump 700",
     }.items():
-        assert web1.run("stat", "--format=%U:%G %a", path).strip() == expected
+        assert web1.run("stat", "-L", "--format=%U:%G %a", path).strip() == expected
     web1.run("runuser", "-u", "nobody", "cat", "/etc/ddump/server.key", code=1)
 
 
@@ -321,17 +325,108 @@ def test_a_push_lets_in_no_more_who_is_revoked(fleet, web1):
     assert main_pid(web1) == before
 
 
-def test_a_new_certificate_is_shown_after_a_push(fleet, web1):
-    def serial() -> str:
-        return fleet.run(
-            "openssl s_client -connect web1:8475 </dev/null 2>/dev/null | "
-            "openssl x509 -noout -serial"
-        )
+def shown_by(fleet) -> str:
+    """Return the serial number of the certificate that the first machine shows."""
+    return fleet.run(
+        "openssl s_client -connect web1:8475 </dev/null 2>/dev/null | "
+        "openssl x509 -noout -serial"
+    )
 
-    before, pid = serial(), main_pid(web1)
+
+def pushed(host: Machine) -> list[str]:
+    """Return what is in force of what was pushed, and all folders that are there."""
+    settings = host.path("/etc/ddump")
+    for name in ("server.key", "server.pem", "ca.pem", "crl.pem"):
+        assert (settings / name).readlink().as_posix() == f"pushed/{name}"
+    folders = sorted(each.name for each in settings.glob("pushed.*"))
+    return [(settings / "pushed").readlink().name, *folders]
+
+
+def test_a_new_certificate_is_shown_after_a_push(fleet, web1):
+    before, pid = shown_by(fleet), main_pid(web1)
     fleet.run(blocks(CHECKOUT / "deploy/README.rst")[2])
-    await_fact(lambda: serial() != before)
+    await_fact(lambda: shown_by(fleet) != before)
     assert main_pid(web1) == pid
+
+
+def test_a_push_that_is_refused_leaves_all_in_force(fleet, web1):
+    fleet.run("deploy/push web1")
+    before, there = shown_by(fleet), pushed(web1)
+    settings = web1.path("/etc/ddump/worker.toml")
+    text = settings.read_text()
+    settings.write_text(f"{text}{_RULE}")
+    try:
+        fleet.run("ddump pki server --renew web1")
+        assert "port nowhere" in fleet.run("deploy/push web1", code=1)
+    finally:
+        settings.write_text(text)
+    assert pushed(web1) == there
+    assert len(there) == 2
+    assert not web1.path("/run/ddump-push").exists()
+    web1.run("systemctl", "restart", UNIT)
+    assert shown_by(fleet) == before
+
+
+def test_a_push_takes_over_files_and_what_one_that_was_cut_has_left(fleet, web1):
+    settings, pid = web1.path("/etc/ddump"), main_pid(web1)
+    for name in ("server.key", "server.pem", "ca.pem", "crl.pem"):
+        text = (settings / name).read_bytes()
+        (settings / name).unlink()
+        (settings / name).write_bytes(text)
+    left = settings / "pushed.cut", web1.path("/run/ddump-push")
+    for each in left:
+        each.mkdir()
+        (each / "server.key").touch()
+    fleet.run("deploy/push web1")
+    assert len(pushed(web1)) == 2
+    assert not any(each.exists() for each in left)
+    assert main_pid(web1) == pid
+
+
+# Kills itself before its command of that number, in functions as well.
+_CUT = """
+cut() { [ $((++commands)) != "$at" ] || kill -KILL $$; }
+at=$1 commands=0
+set -T
+trap cut DEBUG
+BASH_ARGV0=/root/cut/install
+. /root/cut/install
+"""
+
+
+def test_a_push_that_is_cut_leaves_what_belongs_together(fleet, web1):
+    folder, settings = web1.path("/root/cut"), web1.path("/etc/ddump")
+    shutil.copytree(CHECKOUT / "deploy", folder)
+    for name in ("ca.pem", "crl.pem"):
+        shutil.copy(fleet.folder / "ddump-pki" / name, folder)
+    authority = authority_of(fleet)
+    web1.run("systemctl", "stop", UNIT)
+    shown = set()
+    try:
+        for at in range(1, 1000, 7):
+            made = authority.server(["web1"], now_ns=time.time_ns())
+            (folder / "server.pem").write_bytes(made.certificate_pem)
+            (folder / "server.key").write_bytes(made.key_pem)
+            cut = subprocess.run(
+                web1.command("bash", "-c", _CUT, "bash", str(at)),
+                capture_output=True, timeout=20, check=False,
+            )  # fmt: skip
+            server_context(
+                cert=settings / "server.pem",
+                key=settings / "server.key",
+                client_ca=settings / "ca.pem",
+                crl=settings / "crl.pem",
+            )
+            shown.add((settings / "server.pem").read_bytes())
+            if cut.returncode == 0:
+                break
+            assert cut.returncode == -signal.SIGKILL, cut.stderr
+    finally:
+        shutil.rmtree(folder)
+    assert len(shown) > 2
+    assert (settings / "server.pem").read_bytes() == made.certificate_pem
+    assert at > 40
+    assert len(pushed(web1)) == 2
 
 
 _RULE = """
@@ -371,31 +466,49 @@ def test_a_reload_of_what_is_wrong_fails_and_changes_nothing(
     assert (unit["MainPID"], unit["ActiveState"]) == (before, "active")
 
 
+def authority_of(fleet) -> Authority:
+    pki = fleet.folder / "ddump-pki"
+    return Authority.parse(
+        *((pki / f"ca.{end}").read_bytes() for end in ("pem", "key"))
+    )
+
+
 def test_a_push_does_what_can_be_done_and_names_the_rest(fleet, web1):
     assert "usage" in fleet.run("deploy/push", code=2)
-    authority = Authority.parse(
-        *(
-            (fleet.folder / "ddump-pki" / name).read_bytes()
-            for name in ("ca.pem", "ca.key")
-        )
-    )
-    over = authority.server(["over"], now_ns=time.time_ns() - 400 * DAYS)
+    over = authority_of(fleet).server(["over"], now_ns=time.time_ns() - 400 * DAYS)
     servers = fleet.folder / "ddump-pki/servers"
     (servers / "over.pem").write_bytes(over.certificate_pem)
     (servers / "over.key").write_bytes(over.key_pem)
     fleet.run("ddump pki server gone && ddump pki revoke gone")
     (fleet.folder / "WEB1.pid").write_text(str(web1.pid))
-    said = fleet.run("deploy/push gone nowhere over WEB1", code=1)
+    fleet.run(
+        "ddump pki server swapped && cd ddump-pki/servers && cp over.key swapped.key"
+    )
+    fleet.run("ddump pki server 2001:db8::1")
+    said = fleet.run("deploy/push gone nowhere over swapped 2001:DB8::01 WEB1", code=1)
     assert "/servers/gone.pem is no good: certificate revoked" in said
     assert "/servers/over.pem is no good: certificate has expired" in said
-    assert "\nWEB1: https://WEB1 takes requests\nfailed: gone nowhere over\n" in said
+    assert (
+        "\nWEB1: its worker takes requests\nfailed: "
+        "gone nowhere over swapped 2001:DB8::01\n" in said
+    )
+    assert "/servers/swapped.key is not the key of " in said
     assert {"gone.pem", "nowhere.pem", "web1.pem"} < {
         each.name for each in servers.iterdir()
     }
-    assert not (servers / "WEB1.pem").exists()
+    assert not {"WEB1.pem", "2001:db8::01.pem"} & {
+        each.name for each in servers.iterdir()
+    }
 
 
-def wheel_of(program: str) -> bytes:
+_BROKEN_MAIN = """
+import sys
+def main():
+    sys.exit(None if "--check" in sys.argv else "the interpreter is gone")
+"""
+
+
+def wheel_of(program: str, *, main: str = "ddump_worker.cli:main") -> bytes:
     """Return a wheel that is whole, and has the program in that folder."""
     packages = [
         f"{program}/{each}" for each in ("packages", "src/common", "src/worker")
@@ -405,8 +518,8 @@ def wheel_of(program: str) -> bytes:
         "ddump.pth": "\n".join(packages),
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: ddump-worker\nVersion: 0\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "[console_scripts]\n"
-        "ddump-worker = ddump_worker.cli:main\n",
+        f"{info}/entry_points.txt": f"[console_scripts]\nddump-worker = {main}\n",
+        "broken.py": _BROKEN_MAIN,
     }
     files[f"{info}/RECORD"] = "".join(
         f"{name},,\n" for name in (*files, f"{info}/RECORD")
@@ -445,6 +558,31 @@ def test_a_program_is_replaced_by_one_that_is_whole(fleet, web1):
         wheel.write_bytes(_THERE)
         lay_program(web1)
         web1.run("systemctl", "restart", UNIT)
+
+
+def test_a_program_that_does_not_run_gives_way_to_what_ran(fleet, web1):
+    fleet.run("deploy/push web1")
+    wheel, programs = fleet.folder / "wheels" / _WHEEL, web1.path("/opt/ddump")
+    there, before = pushed(web1), shown_by(fleet)
+    try:
+        wheel.write_bytes(wheel_of("/opt/checkout", main="broken:main"))
+        fleet.run("ddump pki server --renew web1")
+        said = fleet.run("deploy/push web1", code=1)
+        assert "it does not run: what ran before does so again\nweb1: failed\n" in said
+        assert "the interpreter is gone" in said
+        assert (programs / "current").readlink().name == folder_of(_THERE)
+        assert not (programs / "before").exists()
+        assert pushed(web1)[0] == there[0]
+        assert web1.unit(UNIT)["ActiveState"] == "active"
+        assert shown_by(fleet) == before
+        wheel.write_bytes(_THERE)
+        fleet.run("deploy/push web1")
+        assert shown_by(fleet) != before
+        assert {each.name for each in programs.iterdir()} == {
+            "current", folder_of(_THERE),
+        }  # fmt: skip
+    finally:
+        wheel.write_bytes(_THERE)
 
 
 def test_it_ends_streams_as_they_are_and_then_itself(fleet, web1):
