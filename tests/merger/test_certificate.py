@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ddump_common.errors import UsageError
 from ddump_merger.certificate import Certificate
-from support.certificates import Authority
+from support.certificates import Authority, no_text, no_version
 
 
 @pytest.fixture
@@ -51,3 +53,10 @@ def test_a_certificate_that_is_cut_short(authority, size):
     der = authority.client("alice").certificate.public_bytes(Encoding.DER)
     with pytest.raises(ValueError, match=r"."):
         Certificate.parse(der[:size])
+
+
+@pytest.mark.parametrize("spoil", [no_version, partial(no_text, name="alice")])
+def test_a_certificate_with_fields_that_cannot_be(authority, spoil):
+    der = spoil(authority.client("alice").der)
+    with pytest.raises(ValueError, match="that is right"):
+        Certificate.parse(der)

@@ -5,6 +5,7 @@ It is that of ``ddump pki``, so that all that is tested with certificates tests 
 
 from __future__ import annotations
 
+import ssl
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,6 +40,27 @@ class Pair:
     @property
     def certificate(self) -> x509.Certificate:
         return x509.load_pem_x509_certificate(self.cert.read_bytes())
+
+    @property
+    def der(self) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(self.cert.read_text())
+
+
+def no_version(der: bytes) -> bytes:
+    """Return the certificate with a version that there is not."""
+    return _replaced(der, b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x61")
+
+
+def no_text(der: bytes, name: str) -> bytes:
+    """Return the certificate with bits in place of the text ``name`` of its subject."""
+    text = name.encode()
+    size = bytes([len(text)])
+    return _replaced(der, b"\x0c" + size + text, b"\x03" + size + b"\0" + text[1:])
+
+
+def _replaced(der: bytes, old: bytes, new: bytes) -> bytes:
+    assert der.count(old) == 1
+    return der.replace(old, new)
 
 
 class Authority:

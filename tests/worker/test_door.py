@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from ddump_common.api import ADDRESS_HEADER, CERTIFICATE_HEADER, USER_HEADER
-from support.certificates import ENDING, EXPIRED, Authority
+from support.certificates import ENDING, EXPIRED, Authority, no_text, no_version
 from support.loopback import talker
 from support.workers import Worker, run, wait_until, worker
 
@@ -260,10 +260,17 @@ class TestProxy:
         expired = authority.client("old", made=EXPIRED).cert.read_text()
         revoked = authority.client("bob")
         authority.revoke(revoked)
+        der = authority.client("eve").der
+        spoilt = [
+            quote(ssl.DER_cert_to_PEM_cert(each))
+            for each in (no_version(der), no_text(der, "eve"))
+        ]
         async with worker(
             *options, listen=[f"unix:{tmp_path}/w"], anonymous=False
         ) as running:
             for headers, status, words in (
+                ({CERTIFICATE_HEADER: spoilt[0]}, 400, "holds no certificate"),
+                ({CERTIFICATE_HEADER: spoilt[1]}, 401, "cannot be read"),
                 ({}, 401, "nothing says who asks"),
                 ({CERTIFICATE_HEADER: "", USER_HEADER: ""}, 401, "nothing says"),
                 ({CERTIFICATE_HEADER: "x"}, 400, "holds no certificate"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
 
-from ddump_worker import log
 from ddump_worker.log import JsonFormatter, LogFormat, TextFormatter
 
 
@@ -83,15 +83,25 @@ def test_a_traceback_is_told(formatter):
         assert "Traceback" in json.loads(line)["traceback"]
 
 
-@pytest.mark.parametrize(
-    ("log_format", "kind"),
-    [(LogFormat.TEXT, TextFormatter), (LogFormat.JSON, JsonFormatter)],
-)
-def test_configured_all_is_written_to_stderr(monkeypatch, log_format, kind):
-    given = {}
-    monkeypatch.setattr(logging, "basicConfig", lambda **options: given.update(options))
-    log.configure(log_format)
-    (handler,) = given["handlers"]
-    assert handler.stream is sys.stderr
-    assert isinstance(handler.formatter, kind)
-    assert given["level"] == logging.INFO
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_configured_all_is_written_to_stderr(log_format):
+    said = subprocess.run(
+        [sys.executable, "-c", PROGRAM, log_format],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.stdout == ""
+    logged, warned, *_ = said.stderr.splitlines()
+    if log_format is LogFormat.JSON:
+        logged, warned = (json.loads(line)["message"] for line in (logged, warned))
+    assert logged.endswith("a word")
+    assert "UserWarning: odd" in warned
+
+
+PROGRAM = """
+import logging, sys, warnings
+from ddump_worker.log import LogFormat, configure
+configure(LogFormat(sys.argv[1]))
+logging.getLogger("x").info("a word")
+logging.getLogger("x").debug("not this")
+warnings.warn("odd")
+"""

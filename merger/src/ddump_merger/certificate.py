@@ -41,7 +41,17 @@ class Certificate:
             ValueError: it is none.
 
         """
-        from cryptography import x509  # it takes long, and few runs need it
+        # It takes long to import, and few runs need it.
+        from ddump_common.malformed import MALFORMED
+
+        try:
+            return cls._parse(data)
+        except MALFORMED as exc:
+            raise ValueError("no certificate that is right") from exc
+
+    @classmethod
+    def _parse(cls, data: bytes) -> Self:
+        from cryptography import x509
 
         if data.startswith(b"\x30"):
             found = x509.load_der_x509_certificate(data)

@@ -23,6 +23,7 @@ from ddump_common.api import (
     USER_HEADER,
 )
 from ddump_common.errors import UsageError
+from ddump_common.malformed import MALFORMED
 from ddump_common.tls import Grounds
 
 from .connections import Connection
@@ -199,7 +200,7 @@ class Door:
         try:
             name = certificate.subject.rfc4514_string()
             doubt = self._trust.doubt(certificate, grounds)
-        except ValueError as exc:
+        except MALFORMED as exc:
             raise UnauthorizedError("the certificate cannot be read") from exc
         if not name:
             raise UnauthorizedError("the certificate has no subject, and names nobody")
@@ -297,5 +298,5 @@ def _certificate(request: web.BaseRequest) -> x509.Certificate | None:
         return None
     try:
         return x509.load_der_x509_certificate(shown)
-    except ValueError as exc:
+    except MALFORMED as exc:
         raise UnauthorizedError("the certificate cannot be read") from exc

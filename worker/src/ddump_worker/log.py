@@ -39,6 +39,7 @@ def configure(log_format: LogFormat) -> None:
         JsonFormatter() if log_format is LogFormat.JSON else TextFormatter()
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO)
+    logging.captureWarnings(capture=True)  # of libraries: they would be no JSON
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:

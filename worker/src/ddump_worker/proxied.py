@@ -16,6 +16,7 @@ from cryptography import x509
 
 from ddump_common.api import ADDRESS_HEADER, CERTIFICATE_HEADER, USER_HEADER
 from ddump_common.errors import UsageError
+from ddump_common.malformed import MALFORMED
 
 from .identity import peer_address
 
@@ -70,7 +71,7 @@ def _certificate(text: str) -> x509.Certificate | None:
         )
     try:
         return x509.load_pem_x509_certificate(unquote_to_bytes(text))
-    except ValueError as exc:
+    except MALFORMED as exc:
         raise UsageError(f"{CERTIFICATE_HEADER} holds no certificate") from exc
 
 

@@ -263,6 +263,8 @@ async def _reload(core: Core, hangup: asyncio.Event, notifier: Notifier) -> None
             await core.reload()
         except DdumpError as exc:
             _log.error("nothing is changed: %s", exc)
+        except Exception:  # noqa: BLE001 - whatever a file holds, all streams go on
+            _log.exception("nothing is changed")
         else:
             revoked = core.connections.revoke(core.holds)
             what = "connection is" if revoked == 1 else "connections are"
