@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,12 +14,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from ddump_common import pki
 from ddump_common.errors import UsageError
 from ddump_common.tls import Grounds
+from ddump_common.units import SECONDS
 from ddump_worker.config import Config
 from ddump_worker.listen import parse_address
 from ddump_worker.trust import Trust
-from support.certificates import EARLY, EXPIRED, Authority
+from support.certificates import EARLY, EXPIRED, Authority, self_signed
 from support.workers import worker
 
 
@@ -180,6 +183,21 @@ def test_a_list_of_revocations_is_not_a_certificate(options, authority):
         read(options, tls_client_ca=authority.crl)
 
 
+def test_a_list_that_another_has_signed_is_refused(options, authority, tmp_path):
+    other = Authority(tmp_path, "other")
+    later = datetime.now(UTC) + timedelta(hours=1)
+    authority.crl.write_bytes(renewed_until(authority, later, by=other))
+    with pytest.raises(
+        UsageError, match=r"list of CN=authority in .* is not signed by"
+    ):
+        read(options)
+    # That of an authority which is not there cannot be judged.
+    authority.crl.write_bytes(
+        renewed_until(other, later, by=authority) + renewed_until(authority, later)
+    )
+    assert read(options).warnings == ()
+
+
 def test_a_key_that_everybody_can_read_is_refused(options, tmp_path):
     options["tls_key"].chmod(0o644)
     with pytest.raises(UsageError, match="everybody on this host"):
@@ -197,12 +215,14 @@ def test_a_key_that_everybody_can_read_is_refused(options, tmp_path):
     assert read(options, tls_cert=one, tls_key=None).context is not None
 
 
-def renewed_until(authority: Authority, when: datetime) -> bytes:
-    """Return a list of revocations that was to be renewed until ``when``."""
-    issuer = authority._authority.credential
+def renewed_until(
+    authority: Authority, when: datetime, *, by: Authority | None = None
+) -> bytes:
+    """Return a list of a day that was to be renewed until ``when``; ``by`` signs it."""
+    issuer = (by or authority)._authority.credential
     made = (
         x509.CertificateRevocationListBuilder()
-        .issuer_name(x509.load_pem_x509_certificate(issuer.certificate_pem).subject)
+        .issuer_name(authority.certificate.subject)
         .last_update(when - timedelta(days=1))
         .next_update(when)
         .sign(load_pem_private_key(issuer.key_pem, None), hashes.SHA256())
@@ -237,6 +257,38 @@ class TestWarnings:
             listen=(parse_address("unix:/x"),), proxy_uid=33, tls_crl=authority.crl
         )
         assert Trust.read(alone).warnings == (said,)
+
+    def test_a_list_that_is_of_tomorrow(self, options, authority):
+        later = datetime.now(UTC) + timedelta(days=2)
+        authority.crl.write_bytes(renewed_until(authority, later))
+        (said,) = read(options).warnings
+        assert f"of CN=authority in {authority.crl} is not valid before 20" in said
+
+    @pytest.mark.parametrize(
+        ("days", "words"), [(-3700, "has expired on"), (2, "is not valid before")]
+    )
+    def test_an_authority_out_of_its_time(self, options, tmp_path, days, words):
+        now_ns = time.time_ns() + days * 86400 * SECONDS
+        path = tmp_path / "ca.pem"
+        over = pki.Authority.create(now_ns=now_ns, name="over").credential
+        path.write_bytes(over.certificate_pem)
+        (said,) = read(options, tls_client_ca=path, tls_crl=None).warnings
+        assert said.startswith(f"the authority CN=over in {path} {words}")
+
+    def test_what_is_no_authority(self, options, authority):
+        pair = authority.client("alice")
+        (said,) = read(options, tls_client_ca=pair.cert, tls_crl=None).warnings
+        assert said.startswith(f"CN=alice in {pair.cert} is not an authority")
+
+    def test_an_own_certificate_that_is_not_for_servers(self, options, authority):
+        pair = authority.client("web1")
+        (said,) = read(options, tls_cert=pair.cert, tls_key=pair.key).warnings
+        assert f"own certificate in {pair.cert} is not for servers" in said
+        alone = self_signed(authority.cert.parent, "web1")  # it does not say for what
+        assert (
+            read(options, tls_cert=alone.cert, tls_key=alone.key, tls_crl=None).warnings
+            == ()
+        )
 
     def test_an_authority_without_a_list(self, options, authority, tmp_path):
         both = tmp_path / "both.pem"

@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import stat
+import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
 from ddump_common.errors import DdumpError, FormatError, UsageError
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from .sidecar import Sidecar
 
-__all__ = ["REFRESH_NS", "UNREAD_NS", "Directory", "Space"]
+__all__ = ["REFRESH_NS", "UNREAD_NS", "Directory", "Space", "check_directory"]
 
 _log = logging.getLogger(__name__)
 
@@ -100,10 +101,7 @@ class Directory:
             path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
             self._lock: int | None = _lock(path)
         except OSError as exc:
-            raise UsageError(
-                f"cannot use the ring directory {path}: {exc.strerror}",
-                hint="--ring-dir names a directory that this user may write to",
-            ) from exc
+            raise _unusable(path, exc) from exc
 
     def close(self) -> None:
         """Let another process record here; again is harmless."""
@@ -341,6 +339,35 @@ class Directory:
         if committed < size:
             _log.info("%s: a torn record is cut at byte %d", segment.name, committed)
         return committed
+
+
+def check_directory(path: Path) -> None:
+    """Refuse what cannot be a ring's directory, whether or not one is in use. Blocks.
+
+    What has to be made for that is removed again.
+
+    Raises:
+        UsageError: it cannot be used.
+
+    """
+    try:
+        missing = [each for each in (path, *path.parents) if not each.exists()]
+        if missing:
+            missing[-1].mkdir(mode=_DIRECTORY_MODE)
+            with contextlib.suppress(OSError):  # somebody has begun to use it
+                missing[-1].rmdir()
+            return
+        with tempfile.TemporaryFile(dir=path), contextlib.suppress(FileNotFoundError):
+            os.close(os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except OSError as exc:
+        raise _unusable(path, exc) from exc
+
+
+def _unusable(path: Path, exc: OSError) -> UsageError:
+    return UsageError(
+        f"cannot use the ring directory {path}: {exc.strerror}",
+        hint="--ring-dir names a directory that this user may write to",
+    )
 
 
 def _lock(path: Path) -> int:

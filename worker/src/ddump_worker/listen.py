@@ -30,6 +30,7 @@ __all__ = [
     "TcpAddress",
     "UnixAddress",
     "check_access",
+    "check_address",
     "find_group",
     "parse_address",
     "parse_user",
@@ -207,9 +208,7 @@ class Listener:
                 found = address.path.stat()
                 self._inode = found.st_dev, found.st_ino
         except OSError as exc:
-            raise UsageError(
-                f"cannot listen on {address}: {exc.strerror or exc}"
-            ) from exc
+            raise _unavailable(address, exc) from exc
 
     def close(self) -> None:
         """Close the socket, and remove its file unless another has taken its place."""
@@ -227,8 +226,32 @@ class Listener:
             _log.warning("cannot remove %s: %s", self.address.path, exc.strerror)
 
 
+def check_address(address: TcpAddress | UnixAddress) -> None:
+    """Refuse a TCP address that is not one of this host; its port may be in use.
+
+    Raises:
+        UsageError: nobody can listen there.
+
+    """
+    if isinstance(address, UnixAddress):
+        return
+    try:
+        with socket.socket(_family(address), socket.SOCK_STREAM) as probe:
+            probe.bind((str(address.host), 0))
+    except OSError as exc:
+        raise _unavailable(address, exc) from exc
+
+
+def _unavailable(address: TcpAddress | UnixAddress, exc: OSError) -> UsageError:
+    return UsageError(f"cannot listen on {address}: {exc.strerror or exc}")
+
+
+def _family(address: TcpAddress) -> socket.AddressFamily:
+    return socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
+
+
 def _tcp(address: TcpAddress) -> socket.socket:
-    family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
+    family = _family(address)
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -16,7 +16,7 @@ from ddump_common.errors import PrivilegeError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Promiscuous", "packet_socket"]
+__all__ = ["Promiscuous", "find_interface", "packet_socket"]
 
 # linux/if_packet.h
 _SOL_PACKET = 263
@@ -43,6 +43,25 @@ def packet_socket() -> socket.socket:
         ) from exc
 
 
+def find_interface(name: str) -> int:
+    """Return the index of an interface that is to be promiscuous.
+
+    Raises:
+        UsageError: there is none of that name.
+
+    """
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as exc:
+        raise _unfit(name, exc) from exc
+
+
+def _unfit(name: str, exc: OSError) -> UsageError:
+    return UsageError(
+        f"the interface {name!r} cannot be made promiscuous: {exc.strerror or exc}"
+    )
+
+
 class Promiscuous:
     """Keeps interfaces promiscuous until it is closed."""
 
@@ -63,17 +82,15 @@ class Promiscuous:
             raise
 
     def _add(self, name: str) -> None:
+        index = find_interface(name)
         try:
-            index = socket.if_nametoindex(name)
             self._socket.setsockopt(
                 _SOL_PACKET,
                 _PACKET_ADD_MEMBERSHIP,
                 _MEMBERSHIP.pack(index, _PACKET_MR_PROMISC, 0, b""),
             )
         except OSError as exc:
-            raise UsageError(
-                f"the interface {name!r} cannot be made promiscuous: {exc.strerror or exc}"
-            ) from exc
+            raise _unfit(name, exc) from exc
 
     def close(self) -> None:
         """Switch them off, unless others keep them on."""

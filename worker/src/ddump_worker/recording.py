@@ -27,7 +27,7 @@ from .ring import Ring
 from .window import Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from ddump_common.answers import RingInfo
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .interfaces import Interface
     from .ring import RingOptions
 
-__all__ = ["Recording", "record"]
+__all__ = ["Recording", "check_interfaces", "record"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,11 +64,8 @@ class _Scope:
         """
         known = {each.name: each.index for each in host}
         for name in self._options.interfaces:
-            if name not in known and name not in self._indices:
-                raise UsageError(
-                    f"--ring-interface {name!r} is not an interface of this host",
-                    hint="there are " + ", ".join(known),
-                )
+            if name not in self._indices:
+                _check_interface(name, known)
             # One that has gone keeps its index, and may come back with another.
             self._indices[name] = known.get(name, self._indices.get(name, 0))
         chosen = sorted(self._indices.values())
@@ -90,6 +87,27 @@ class _Scope:
             exclusions=expressions,
             link_type=self._options.link.link_type,
             snaplen=self._options.snaplen,
+        )
+
+
+def check_interfaces(names: Iterable[str]) -> None:
+    """Refuse to record an interface that this host has not.
+
+    Raises:
+        UsageError: which one.
+        CaptureError: this host does not tell.
+
+    """
+    known = [each.name for each in interfaces()]
+    for name in names:
+        _check_interface(name, known)
+
+
+def _check_interface(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise UsageError(
+            f"--ring-interface {name!r} is not an interface of this host",
+            hint="there are " + ", ".join(known),
         )
 
 

@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ddump_common.errors import UsageError
 from ddump_common.text import printable
@@ -77,7 +78,7 @@ class Trust:
             certificate = _certificate(config.tls_cert)
             if config.tls_client_ca is not None:
                 authorities = _authorities(config.tls_client_ca)
-        lists = () if config.tls_crl is None else _lists(config.tls_crl)
+        lists = () if config.tls_crl is None else _lists(config.tls_crl, authorities)
         grounds = Grounds(
             authorities=frozenset(
                 each.public_bytes(Encoding.DER) for each in authorities
@@ -100,6 +101,7 @@ class Trust:
             ),
             warnings=(
                 *_warnings_of(certificate, config.tls_cert),
+                *_warnings_of_authorities(authorities, config.tls_client_ca),
                 *_warnings_of_lists(lists, config.tls_crl, authorities),
             ),
         )
@@ -187,7 +189,9 @@ def _names(certificate: x509.Certificate, path: Path | None) -> tuple[str, ...]:
     return tuple(extension.value.get_values_for_type(x509.DNSName))
 
 
-def _lists(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
+def _lists(
+    path: Path, authorities: Sequence[x509.Certificate]
+) -> tuple[x509.CertificateRevocationList, ...]:
     try:
         lists = tuple(
             x509.load_pem_x509_crl(each) for each in _LIST.findall(path.read_bytes())
@@ -195,6 +199,11 @@ def _lists(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
         for each in lists:
             each.issuer  # noqa: B018 - what is wrong with it is seen here
             len(each)
+            signers = [by for by in authorities if by.subject == each.issuer]
+            if signers and not any(_is_signed_by(each, by) for by in signers):
+                raise UsageError(
+                    f"the list of {_told(each.issuer)} in {path} is not signed by it"
+                )
     except OSError as exc:
         raise UsageError(f"cannot read {path}: {exc.strerror}") from exc
     except ValueError as exc:
@@ -202,6 +211,16 @@ def _lists(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
     if not lists:
         raise UsageError(f"{path} holds no list of revocations (PEM)")
     return lists
+
+
+def _is_signed_by(
+    revocations: x509.CertificateRevocationList, authority: x509.Certificate
+) -> bool:
+    try:
+        # Of a kind that signs; what else is there raises TypeError.
+        return revocations.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    except (TypeError, UnsupportedAlgorithm):
+        return False
 
 
 def _warnings_of(
@@ -220,6 +239,46 @@ def _warnings_of(
             f"the worker's own certificate in {path} is not valid before "
             f"{certificate.not_valid_before_utc:%Y-%m-%d}: clients refuse it"
         )
+    usage = _extension(certificate, x509.ExtendedKeyUsage)
+    if usage is not None and ExtendedKeyUsageOID.SERVER_AUTH not in usage:
+        yield (
+            f"the worker's own certificate in {path} is not for servers (its extended "
+            "key usage has no serverAuth): clients refuse it"
+        )
+
+
+def _warnings_of_authorities(
+    authorities: Iterable[x509.Certificate], path: Path | None
+) -> Iterator[str]:
+    now = datetime.now(UTC)
+    for each in authorities:
+        name = f"{_told(each.subject)} in {path}"
+        constraints = _extension(each, x509.BasicConstraints)
+        # One of before version 3 has nothing that says it.
+        if each.version is x509.Version.v3 and not (constraints and constraints.ca):
+            yield f"{name} is not an authority: whose certificate it signed is refused"
+        if now > each.not_valid_after_utc:
+            yield (
+                f"the authority {name} has expired on "
+                f"{each.not_valid_after_utc:%Y-%m-%d}: its clients are refused"
+            )
+        if now < each.not_valid_before_utc:
+            yield (
+                f"the authority {name} is not valid before "
+                f"{each.not_valid_before_utc:%Y-%m-%d}: its clients are refused"
+            )
+
+
+_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+
+
+def _extension(
+    certificate: x509.Certificate, kind: type[_Extension]
+) -> _Extension | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except (x509.ExtensionNotFound, ValueError):  # OpenSSL judges what cannot be read
+        return None
 
 
 def _warnings_of_lists(
@@ -233,6 +292,12 @@ def _warnings_of_lists(
             yield (
                 f"the list of {_told(each.issuer)} in {path} was to be renewed by "
                 f"{each.next_update_utc:%Y-%m-%d}: by TLS its clients are refused"
+            )
+        if now < each.last_update_utc:
+            yield (
+                f"the list of {_told(each.issuer)} in {path} is not valid before "
+                f"{each.last_update_utc:%Y-%m-%d %H:%M} UTC: by TLS its clients are "
+                "refused"
             )
     if not lists:
         return
