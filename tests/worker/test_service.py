@@ -862,7 +862,10 @@ async def test_the_watch_goes_on_when_counters_cannot_be_taken(monkeypatch, capl
     streams = Streams()
     streams.open(order=order(), started_ns=0)
     core = SimpleNamespace(
-        connections=SimpleNamespace(sweep=lambda: swept.append(1)),
+        connections=SimpleNamespace(
+            sweep=lambda: swept.append(1), revoke=lambda holds: 0
+        ),
+        holds=lambda client: True,
         streams=streams,
         recording=SimpleNamespace(refresh=refuse_async),
     )

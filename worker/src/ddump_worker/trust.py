@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ddump_common.errors import UsageError
+from ddump_common.malformed import MALFORMED
 from ddump_common.text import printable
 from ddump_common.tls import Grounds, server_context
 
@@ -152,7 +153,7 @@ def _parsed(der: bytes) -> x509.Certificate:
 def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*MALFORMED, InvalidSignature):
         return False
     return True
 
@@ -166,14 +167,14 @@ def _summary(revocations: x509.CertificateRevocationList) -> tuple[bytes, bytes]
 def _authorities(path: Path) -> tuple[x509.Certificate, ...]:
     try:
         return tuple(x509.load_pem_x509_certificates(path.read_bytes()))
-    except (OSError, ValueError) as exc:
+    except (OSError, *MALFORMED) as exc:
         raise UsageError(f"cannot read the authorities in {path}: {exc}") from exc
 
 
 def _certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as exc:
+    except (OSError, *MALFORMED) as exc:
         raise UsageError(f"cannot read the certificate in {path}: {exc}") from exc
 
 
@@ -184,7 +185,7 @@ def _names(certificate: x509.Certificate, path: Path | None) -> tuple[str, ...]:
         )
     except x509.ExtensionNotFound:
         return ()
-    except ValueError as exc:
+    except MALFORMED as exc:
         raise UsageError(f"cannot read the certificate in {path}: {exc}") from exc
     return tuple(extension.value.get_values_for_type(x509.DNSName))
 
@@ -206,7 +207,7 @@ def _lists(
                 )
     except OSError as exc:
         raise UsageError(f"cannot read {path}: {exc.strerror}") from exc
-    except ValueError as exc:
+    except MALFORMED as exc:
         raise UsageError(f"cannot read the revocations in {path}: {exc}") from exc
     if not lists:
         raise UsageError(f"{path} holds no list of revocations (PEM)")
@@ -219,7 +220,9 @@ def _is_signed_by(
     try:
         # Of a kind that signs; what else is there raises TypeError.
         return revocations.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
-    except (TypeError, UnsupportedAlgorithm):
+    except UnsupportedAlgorithm:
+        return True  # OpenSSL may know it, and judges in any case
+    except MALFORMED:
         return False
 
 
@@ -277,7 +280,7 @@ def _extension(
 ) -> _Extension | None:
     try:
         return certificate.extensions.get_extension_for_class(kind).value
-    except (x509.ExtensionNotFound, ValueError):  # OpenSSL judges what cannot be read
+    except (x509.ExtensionNotFound, *MALFORMED):  # OpenSSL judges what cannot be read
         return None
 
 
