@@ -60,7 +60,9 @@ def test_who_asked_for_what_and_what_was_run():
 
 def test_long_filters_stand_last_and_on_one_line():
     query = CaptureQuery(filter="\n\tudp" + "\n" * 4000 + "or \r\n tcp ")
-    entry = Entry(address="unix", query=query, order=order(query, filter="not\nport 22"))
+    entry = Entry(
+        address="unix", query=query, order=order(query, filter="not\nport 22")
+    )
     assert entry.order is not None
     entry.stream = opened(entry.order).info()
     found = fields(entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +22,7 @@ from ddump_common.units import SECONDS
 from ddump_worker.config import Config
 from ddump_worker.listen import parse_address
 from ddump_worker.trust import Trust
-from support.certificates import EARLY, EXPIRED, Authority, self_signed
+from support.certificates import EARLY, EXPIRED, Authority, no_version, self_signed
 from support.workers import worker
 
 
@@ -172,6 +173,15 @@ def test_a_file_that_cannot_be_used_is_named(options, tmp_path, name, content):
     if content is not None:
         path.touch(0o600)
         path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"wrong\.pem"):
+        read(options, **{name: path})
+
+
+@pytest.mark.parametrize("name", ["tls_cert", "tls_client_ca"])
+def test_a_certificate_of_no_version_is_refused(options, tmp_path, name):
+    path = tmp_path / "wrong.pem"
+    der = ssl.PEM_cert_to_DER_cert(options[name].read_text())
+    path.write_text(ssl.DER_cert_to_PEM_cert(no_version(der)))
     with pytest.raises(UsageError, match=r"wrong\.pem"):
         read(options, **{name: path})
 

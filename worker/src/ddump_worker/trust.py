@@ -11,23 +11,27 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ddump_common.errors import UsageError
 from ddump_common.malformed import MALFORMED
-from ddump_common.text import printable
 from ddump_common.tls import Grounds, server_context
 
+from .misgiving import (
+    told,
+    warnings_of_authorities,
+    warnings_of_certificate,
+    warnings_of_lists,
+)
 from .private import check_unread_by_others
 from .tokens import Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ddump_common.tls import ServerContext
@@ -101,9 +105,9 @@ class Trust:
                 else Tokens.read(config.token_file)
             ),
             warnings=(
-                *_warnings_of(certificate, config.tls_cert),
-                *_warnings_of_authorities(authorities, config.tls_client_ca),
-                *_warnings_of_lists(lists, config.tls_crl, authorities),
+                *warnings_of_certificate(certificate, config.tls_cert),
+                *warnings_of_authorities(authorities, config.tls_client_ca),
+                *warnings_of_lists(lists, config.tls_crl, authorities),
             ),
         )
 
@@ -203,7 +207,7 @@ def _lists(
             signers = [by for by in authorities if by.subject == each.issuer]
             if signers and not any(_is_signed_by(each, by) for by in signers):
                 raise UsageError(
-                    f"the list of {_told(each.issuer)} in {path} is not signed by it"
+                    f"the list of {told(each.issuer)} in {path} is not signed by it"
                 )
     except OSError as exc:
         raise UsageError(f"cannot read {path}: {exc.strerror}") from exc
@@ -224,90 +228,3 @@ def _is_signed_by(
         return True  # OpenSSL may know it, and judges in any case
     except MALFORMED:
         return False
-
-
-def _warnings_of(
-    certificate: x509.Certificate | None, path: Path | None
-) -> Iterator[str]:
-    if certificate is None:
-        return
-    now = datetime.now(UTC)
-    if now > certificate.not_valid_after_utc:
-        yield (
-            f"the worker's own certificate in {path} has expired on "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d}: clients refuse it"
-        )
-    if now < certificate.not_valid_before_utc:
-        yield (
-            f"the worker's own certificate in {path} is not valid before "
-            f"{certificate.not_valid_before_utc:%Y-%m-%d}: clients refuse it"
-        )
-    usage = _extension(certificate, x509.ExtendedKeyUsage)
-    if usage is not None and ExtendedKeyUsageOID.SERVER_AUTH not in usage:
-        yield (
-            f"the worker's own certificate in {path} is not for servers (its extended "
-            "key usage has no serverAuth): clients refuse it"
-        )
-
-
-def _warnings_of_authorities(
-    authorities: Iterable[x509.Certificate], path: Path | None
-) -> Iterator[str]:
-    now = datetime.now(UTC)
-    for each in authorities:
-        name = f"{_told(each.subject)} in {path}"
-        constraints = _extension(each, x509.BasicConstraints)
-        # One of before version 3 has nothing that says it.
-        if each.version is x509.Version.v3 and not (constraints and constraints.ca):
-            yield f"{name} is not an authority: whose certificate it signed is refused"
-        if now > each.not_valid_after_utc:
-            yield (
-                f"the authority {name} has expired on "
-                f"{each.not_valid_after_utc:%Y-%m-%d}: its clients are refused"
-            )
-        if now < each.not_valid_before_utc:
-            yield (
-                f"the authority {name} is not valid before "
-                f"{each.not_valid_before_utc:%Y-%m-%d}: its clients are refused"
-            )
-
-
-_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
-
-
-def _extension(
-    certificate: x509.Certificate, kind: type[_Extension]
-) -> _Extension | None:
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except (x509.ExtensionNotFound, *MALFORMED):  # OpenSSL judges what cannot be read
-        return None
-
-
-def _warnings_of_lists(
-    lists: Sequence[x509.CertificateRevocationList],
-    path: Path | None,
-    authorities: Iterable[x509.Certificate],
-) -> Iterator[str]:
-    now = datetime.now(UTC)
-    for each in lists:
-        if each.next_update_utc is not None and now > each.next_update_utc:
-            yield (
-                f"the list of {_told(each.issuer)} in {path} was to be renewed by "
-                f"{each.next_update_utc:%Y-%m-%d}: by TLS its clients are refused"
-            )
-        if now < each.last_update_utc:
-            yield (
-                f"the list of {_told(each.issuer)} in {path} is not valid before "
-                f"{each.last_update_utc:%Y-%m-%d %H:%M} UTC: by TLS its clients are "
-                "refused"
-            )
-    if not lists:
-        return
-    subjects = {each.subject for each in authorities}
-    for missing in subjects.difference(each.issuer for each in lists):
-        yield f"{path} has no list of {_told(missing)}: its clients are refused"
-
-
-def _told(name: x509.Name) -> str:
-    return printable(name.rfc4514_string())
