@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import os
+import shutil
 import stat
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ddump_common.errors import OutputError, UsageError
 from ddump_common.pki import Kind
@@ -131,12 +136,13 @@ def test_what_is_over_or_revoked_is_replaced(folder):
     assert [each.name for each in issued(folder)] == 3 * ["alice"]
 
 
-def test_a_certificate_without_its_file_is_not_guessed_about(folder):
+@pytest.mark.parametrize("lost", ["certificate", "key"])
+def test_what_is_lost_is_made_again(folder, lost):
     place = client(folder, "alice")
-    place.certificate.unlink()
-    with pytest.raises(UsageError, match=r"cannot read .*alice\.pem"):
-        client(folder, "alice")
-    client(folder, "alice", renew=True)
+    getattr(place, lost).unlink()
+    client(folder, "alice", renew=lost == "key")
+    check_pairs(folder)
+    assert len(issued(folder)) == 2  # either can be revoked
 
 
 def test_revoking_a_name_revokes_all_that_hold(folder):
@@ -178,9 +184,29 @@ def test_a_server_and_a_client_of_one_name(folder):
 
 def test_nothing_is_revoked_when_a_name_is_wrong(folder):
     client(folder, "alice")
-    with pytest.raises(UsageError, match="'bob' has no certificate"):
+    with pytest.raises(UsageError, match="'bob' is unknown"):
         revoke(folder, "alice", "bob")
     assert revoked(folder) == set()
+
+
+@pytest.mark.parametrize(
+    "word", ["WEB1", "servers/Web1", "web1.Example.org", "2001:DB8:0::1", "10.0.0.1"]
+)
+def test_a_server_is_revoked_by_any_of_its_names_however_written(folder, word):
+    server(folder, "web1", "web1.example.org", "2001:db8::0001", "10.0.0.1")
+    server(folder, "web2")
+    client(folder, "alice")
+    (gone,) = revoke(folder, word)
+    assert gone.name == "web1"
+    with pytest.raises(UsageError, match="has no certificate that holds"):
+        revoke(folder, word)
+
+
+def test_a_server_s_own_name_goes_before_those_of_others(folder):
+    server(folder, "web1", "web2")
+    server(folder, "web2")
+    (gone,) = revoke(folder, "web2")
+    assert gone.name == "web2"
 
 
 def test_what_was_revoked_stays_so(folder):
@@ -288,6 +314,150 @@ def test_what_a_run_that_was_killed_left_is_swept(folder):
         path.write_text("half a key")
     client(folder, "bob")
     assert not any(path.exists() for path in left)
+
+
+# --- Killed, at any moment ---
+
+
+class Killed(BaseException):
+    """Nothing of the program runs after it, but what closes files."""
+
+
+@contextlib.contextmanager
+def killed_at(moment):
+    """Be killed just before the so-many-th change of a file; yield how many there were."""
+    done = itertools.count(1)
+
+    def counted(change):
+        def perhaps(*arguments, **options):
+            if next(done) >= moment:
+                raise Killed
+            return change(*arguments, **options)
+
+        return perhaps
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            *((os, name) for name in ("open", "fsync")),
+            *((Path, name) for name in ("mkdir", "chmod", "replace", "unlink")),
+        ):
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        yield
+
+
+def check_pairs(folder):
+    """Each certificate has its key, and a record by which it can be revoked."""
+    recorded = {each.serial for each in issued(folder)}
+    for path in (folder / "clients").glob("*.pem"):
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        key = load_pem_private_key(path.with_suffix(".key").read_bytes(), None)
+        assert certificate.public_key() == key.public_key()
+        assert certificate.serial_number in recorded
+    assert not [*folder.rglob(".*")]
+
+
+@pytest.mark.parametrize("renew", [True, False])
+def test_killed_at_any_moment_a_pair_is_whole_when_it_is_looked_at(folder, renew):
+    if renew:
+        client(folder, "alice")
+    for moment in itertools.count(1):
+        path = folder.with_name(f"pki{moment}")
+        shutil.copytree(folder, path)
+        try:
+            with killed_at(moment):
+                client(path, "alice", renew=renew)
+        except Killed:
+            check_pairs(path)
+            assert (path / "clients/alice.pem").exists() >= renew
+            client(path, "alice", renew=True)
+            check_pairs(path)
+        else:
+            break
+    assert moment > 10
+
+
+def test_a_new_certificate_whose_key_is_there_is_finished_and_that_is_said(folder):
+    place = client(folder, "alice")
+    client(folder.parent / "pki", "alice", renew=True)
+    new = place.certificate.read_bytes()
+    (old,) = (
+        each for each in (folder / "issued").iterdir() if each.read_bytes() != new
+    )
+    place.certificate.write_bytes(old.read_bytes())
+    place.certificate.with_name(".alice.pem.new").write_bytes(new)
+    (said,) = mended(folder)
+    assert said.startswith(str(place.certificate))
+    check_pairs(folder)
+
+
+def test_killed_at_any_moment_an_authority_is_there_or_made_by_the_next(tmp_path):
+    for moment in itertools.count(1):
+        path = tmp_path / f"pki{moment}"
+        try:
+            with killed_at(moment):
+                AuthorityFolder.create(path, now_ns=NOW)
+        except Killed:
+            if not (path / "ca.pem").exists():
+                with pytest.raises(UsageError, match="ddump pki init"):
+                    client(path, "alice")
+                AuthorityFolder.create(path, now_ns=NOW)
+            client(path, "alice")
+            check_pairs(path)
+        else:
+            break
+    assert moment > 10
+
+
+def test_killed_at_any_moment_what_was_revoked_is(folder):
+    client(folder, "alice")
+    for moment in itertools.count(1):
+        path = folder.with_name(f"pki{moment}")
+        shutil.copytree(folder, path)
+        try:
+            with killed_at(moment):
+                revoke(path, "alice")
+        except Killed:
+            mended(path)
+            assert len(revoked(path)) == len([*(path / "revoked").iterdir()])
+        else:
+            break
+    assert moment > 5
+
+
+def test_what_was_issued_and_is_lost_is_taken_from_servers_and_clients(folder):
+    client(folder, "alice")
+    (record,) = (folder / "issued").iterdir()
+    record.unlink()
+    (said,) = mended(folder)
+    assert said.startswith(f"{folder / 'issued'}: 1 were missing")
+    assert record.exists()
+    revoke(folder, "alice")
+
+
+def test_a_list_that_is_not_valid_yet_is_made_anew(folder):
+    """The clock was ahead of those of the workers, which let nobody in by it."""
+    client(folder, "alice")
+    revoke(folder, "alice", now_ns=NOW + 3 * DAY)
+    (said,) = mended(folder)
+    assert "it is not valid before" in said
+    signed = x509.load_pem_x509_crl((folder / "crl.pem").read_bytes())
+    assert signed.last_update_utc.timestamp() * SECONDS < NOW + DAY
+    assert len(revoked(folder)) == 1
+    assert mended(folder) == ()
+
+
+@pytest.mark.parametrize("part", ["", "ca.key", "issued"])
+def test_what_belongs_to_somebody_else_is_refused(folder, part):
+    os.chown(folder / part, 65534, 65534)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        client(folder, "alice")
+
+
+def test_a_pipe_is_not_waited_for(folder):
+    (folder / "ca.pem").unlink()
+    os.mkfifo(folder / "ca.pem")
+    with pytest.raises(UsageError, match=r"ca\.pem: it is not a regular file"):
+        client(folder, "alice")
 
 
 def test_what_was_issued_is_missed(folder):

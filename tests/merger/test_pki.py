@@ -107,7 +107,7 @@ def test_another_folder(pki, tmp_path, monkeypatch, given):
         (["server", "a/b"], "'a/b' is no DNS name and no address"),
         (["server"], "Missing argument 'NAME...'"),
         (["revoke"], "Missing argument 'NAME...'"),
-        (["revoke", "bob"], "'bob' has no certificate that holds"),
+        (["revoke", "bob"], "'bob' is unknown: nothing was ever made for it"),
         (["init"], "ddump-pki is not empty"),
         (["show", "--dir", "none"], "none: no such file or directory (ddump pki init"),
     ],

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .errors import UsageError
+from .malformed import MALFORMED
 from .units import SECONDS
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "Kind",
     "RevocationList",
     "check_client_name",
+    "check_server_name",
     "check_server_names",
 ]
 
@@ -90,7 +92,7 @@ def check_server_names(names: Iterable[str]) -> tuple[str, ...]:
         UsageError: there is none, or what one of them is not.
 
     """
-    checked = tuple(dict.fromkeys(map(_server_name, names)))
+    checked = tuple(dict.fromkeys(map(check_server_name, names)))
     if not checked:
         raise UsageError("a server has a name or an address")
     first = checked[0]
@@ -102,7 +104,13 @@ def check_server_names(names: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def _server_name(text: str) -> str:
+def check_server_name(text: str) -> str:
+    """Return a DNS name or an address of a server as it is written best.
+
+    Raises:
+        UsageError: it is neither.
+
+    """
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -167,7 +175,7 @@ class Issued:
                 x509.ExtendedKeyUsage
             )
             (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        except (ValueError, x509.ExtensionNotFound) as exc:
+        except (x509.ExtensionNotFound, *MALFORMED) as exc:
             raise UsageError("not a certificate of this kind of authority") from exc
         server = _PURPOSES[Kind.SERVER] in usage.value
         return cls(
@@ -182,9 +190,13 @@ class Issued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationList:
-    """Which certificates do not hold any more: when each was revoked, by serial number."""
+    """Which certificates do not hold any more: when each was revoked, by serial number.
+
+    ``begin_ns`` is since when the list that says so is valid, if it was read.
+    """
 
     revoked_ns: dict[int, int] = field(default_factory=dict)
+    begin_ns: int = field(default=0, compare=False)
 
     @property
     def number(self) -> int:
@@ -242,13 +254,13 @@ class Authority:
             )
             identifier = x509.SubjectKeyIdentifier
             certificate.extensions.get_extension_for_class(identifier)
-        except (ValueError, x509.ExtensionNotFound) as exc:
+        except (x509.ExtensionNotFound, *MALFORMED) as exc:
             raise UsageError("the certificate is not that of an authority") from exc
         if not constraints.value.ca:
             raise UsageError("the certificate is not that of an authority")
         try:
             key = load_pem_private_key(key_pem, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        except MALFORMED as exc:
             raise UsageError("the key cannot be read, or is encrypted") from exc
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise UsageError("the key is of another kind")
@@ -306,6 +318,15 @@ class Authority:
         certificate = builder.sign(self.credential.key, SHA256())
         return Credential(certificate=certificate, key=key)
 
+    def has_signed(self, pem: bytes) -> bool:
+        """Return whether it is a certificate of this authority's."""
+        issuer = self.credential.certificate
+        try:
+            x509.load_pem_x509_certificate(pem).verify_directly_issued_by(issuer)
+        except (*MALFORMED, InvalidSignature):
+            return False
+        return True
+
     @property
     def _identifier(self) -> x509.AuthorityKeyIdentifier:
         own = self.credential.certificate.extensions.get_extension_for_class(
@@ -346,7 +367,7 @@ class Authority:
         try:
             signed = x509.load_pem_x509_crl(pem)
             ours = signed.is_signature_valid(self.credential.key.public_key())
-        except ValueError as exc:
+        except MALFORMED as exc:
             raise UsageError("not a list of revocations") from exc
         if not ours:
             raise UsageError("the list of revocations is not of this authority")
@@ -355,6 +376,7 @@ class Authority:
                 each.serial_number: _nanoseconds(each.revocation_date_utc)
                 for each in signed
             },
+            begin_ns=_nanoseconds(signed.last_update_utc),
         )
 
 

@@ -12,36 +12,49 @@
 A certificate is in ``issued`` before anybody can have it, so that each can be revoked; it
 is in ``revoked`` before it is in the list, which is made anew when it does not say the
 same. The folder is 0700, keys are 0600 from their first byte on. Whoever changes it holds
-a lock on it; a file that is replaced is replaced as a whole.
+a lock on it; a file that is replaced is replaced as a whole, a certificate with its key.
+``ca.pem`` comes last: a folder without it is one that was begun, and is begun anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddump_common.errors import OutputError, UsageError
+from ddump_common.errors import UsageError
 from ddump_common.pki import (
     Authority,
-    Credential,
     Issued,
     Kind,
     RevocationList,
     check_client_name,
+    check_server_name,
     check_server_names,
 )
 from ddump_common.timespec import format_time
 from ddump_common.units import SECONDS
 
+from .files import (
+    Place,
+    check_owner,
+    locked,
+    read,
+    replace,
+    replace_pair,
+    settle_pairs,
+    successor,
+    told_reason,
+    writing,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
-__all__ = ["AuthorityFolder", "Place", "told_serial"]
+    from ddump_common.pki import Credential
+
+__all__ = ["AuthorityFolder", "told_serial"]
 
 _CERTIFICATE = "ca.pem"
 _KEY = "ca.key"
@@ -51,17 +64,17 @@ _REVOKED = "revoked"
 _FOLDERS = {Kind.SERVER: "servers", Kind.CLIENT: "clients"}
 _ALL_FOLDERS = (*_FOLDERS.values(), _ISSUED, _REVOKED)
 
-_MAX_PEM_BYTES = 64 * 1024
+# What "init" makes before the authority is there; the key goes first when that is undone.
+_BEGUN = (
+    _KEY,
+    f".{_KEY}.new",
+    f".{_CERTIFICATE}.new",
+    _REVOCATIONS,
+    f".{_REVOCATIONS}.new",
+)
+
 # Of a hundred bytes each: more certificates than anybody signs by hand.
 _MAX_REVOCATIONS_BYTES = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """The files of a certificate and of its key."""
-
-    certificate: Path
-    key: Path
 
 
 class AuthorityFolder:
@@ -83,28 +96,33 @@ class AuthorityFolder:
     def create(cls, path: Path, *, now_ns: int) -> AuthorityFolder:
         """Make a new authority in ``path``, which is not there yet, or is empty.
 
+        Or has what an earlier call has begun, and could not end.
+
         Raises:
-            UsageError: it holds something.
+            UsageError: it holds something else, or belongs to another user.
             OutputError: it cannot be written.
 
         """
         authority = Authority.create(now_ns=now_ns)
         credential = authority.credential
-        with _writing(path):
+        with writing(path):
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
-            with _locked(path):
-                if any(path.iterdir()):
+            with locked(path):
+                check_owner(path)
+                if not _is_begun(path):
                     raise UsageError(
                         f"{path} is not empty", hint="give another folder by --dir"
                     )
                 path.chmod(0o700)
+                for name in _BEGUN:
+                    (path / name).unlink(missing_ok=True)
                 for name in _ALL_FOLDERS:
-                    (path / name).mkdir(mode=0o700)
-                _create(path / _KEY, credential.key_pem, mode=0o600)
-                _create(path / _CERTIFICATE, credential.certificate_pem)
+                    (path / name).mkdir(mode=0o700, exist_ok=True)
                 made = cls(path, authority, RevocationList())
                 made._write_list(now_ns)
+                place = Place(certificate=made.certificate, key=path / _KEY)
+                replace_pair(place, credential)
         return made
 
     @classmethod
@@ -114,30 +132,21 @@ class AuthorityFolder:
 
         Raises:
             UsageError: there is none, a file of it is not as it has to be, or others can
-                read its key, or write to its folders.
+                read its key, or write to its folders, or own them.
             OutputError: it cannot be written.
 
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(_locked(path))
+                stack.enter_context(locked(path))
             except OSError as exc:
                 missing = isinstance(exc, FileNotFoundError)
                 hint = "ddump pki init makes one" if missing else ""
-                raise UsageError(f"{path}: {_reason(exc)}", hint=hint) from exc
-            key_path = path / _KEY
-            certificate, key = _read(path / _CERTIFICATE), _read(key_path)
-            if key_path.stat().st_mode & 0o077:
-                raise UsageError(
-                    f"{key_path} can be read by others", hint=f"chmod 600 {key_path}"
-                )
-            try:
-                authority = Authority.parse(certificate, key)
-            except UsageError as exc:
-                raise UsageError(f"{path}: {exc.message}") from exc
-            _check_folders(path)
-            opened = cls(path, authority, RevocationList())
-            opened._read_revocations(now_ns)
+                raise UsageError(f"{path}: {told_reason(exc)}", hint=hint) from exc
+            with writing(path):
+                opened = cls(path, _read_authority(path), RevocationList())
+                opened._settle()
+                opened._read_revocations(now_ns)
             yield opened
 
     @property
@@ -192,16 +201,20 @@ class AuthorityFolder:
         """Revoke what ``words`` name, and write the list; return what was revoked.
 
         A word is a name, of which all that hold are meant, ``servers/NAME`` or
-        ``clients/NAME``, or a serial number.
+        ``clients/NAME``, or a serial number. A server may be called by any of its names,
+        if that is not the first one of another.
 
         Raises:
-            UsageError: a word names nothing that holds, or both a server and a client.
+            UsageError: a word names nothing that holds, or several.
                 Then nothing is revoked.
             OutputError: the list cannot be written.
 
         """
-        holding = [each for each in self.issued() if self.holds(each, now_ns=now_ns)]
-        found = {each.serial: each for word in words for each in _named(word, holding)}
+        issued, found = self.issued(), {}
+        for word in words:
+            named = [e for e in _named(word, issued) if self.holds(e, now_ns=now_ns)]
+            _check_one(word, named)
+            found.update({each.serial: each for each in named})
         self._record(dict.fromkeys(found, now_ns))
         self._write_list(now_ns)
         return list(found.values())
@@ -217,7 +230,7 @@ class AuthorityFolder:
         return Place(certificate=folder / f"{name}.pem", key=folder / f"{name}.key")
 
     def _check_free(self, place: Place, *, now_ns: int, renew: bool) -> None:
-        if renew or not (place.certificate.exists() or place.key.exists()):
+        if renew or not place.certificate.exists():
             return
         there = _parse(place.certificate)
         if self.holds(there, now_ns=now_ns):
@@ -228,32 +241,61 @@ class AuthorityFolder:
 
     def _write(self, place: Place, credential: Credential) -> None:
         serial = credential.certificate.serial_number
-        with _writing(self.path):
-            _replace(
-                self.path / _ISSUED / f"{told_serial(serial)}.pem",
-                credential.certificate_pem,
+        with writing(self.path):
+            replace(self._record_of(serial), credential.certificate_pem)
+            replace_pair(place, credential)
+
+    def _settle(self) -> None:
+        """Mend what a run that was killed has left, and records that are missing.
+
+        Raises:
+            OSError: it cannot be done.
+
+        """
+        for half in (*self.path.glob(".*.new"), *self.path.glob("[ir]*/.*.new")):
+            half.unlink()
+        lost = {}
+        for name in _FOLDERS.values():
+            for each in settle_pairs(self.path / name):
+                self.mended += (f"{each}: was not there yet beside its new key",)
+            for each in (self.path / name).glob("*.pem"):
+                with contextlib.suppress(UsageError):  # it is said when it is used
+                    data = read(each)
+                    record = self._record_of(Issued.parse(data).serial)
+                    if not record.exists() and self.authority.has_signed(data):
+                        lost[record] = data
+        for record, data in lost.items():
+            replace(record, data)
+        if lost:
+            self.mended += (
+                f"{self.path / _ISSUED}: {len(lost)} were missing: taken from servers and "
+                "clients; what else was there cannot be revoked",
             )
-            _replace(place.key, credential.key_pem, mode=0o600)
-            _replace(place.certificate, credential.certificate_pem)
+
+    def _record_of(self, serial: int) -> Path:
+        return self.path / _ISSUED / f"{told_serial(serial)}.pem"
 
     def _read_revocations(self, now_ns: int) -> None:
         """Read what is revoked, from its records and the list; make both say the same.
 
         Raises:
             UsageError: a record is none; or there are none, nor a list.
-            OutputError: they cannot be written.
+            OSError, OutputError: they cannot be written.
 
         """
         records, wrong = self.path / _REVOKED, ""
         listed: Mapping[int, int] = {}
         try:
-            listed = self._read_list().revoked_ns
+            signed = self._read_list()
+            listed = signed.revoked_ns
+            if signed.begin_ns > now_ns:  # it was made by a clock that was ahead
+                begin = format_time(signed.begin_ns)
+                wrong = f"{self.revocation_list}: it is not valid before {begin}"
         except UsageError as exc:
             if not records.exists():
                 raise  # then nobody knows
             wrong = exc.message
-        with _writing(self.path):
-            records.mkdir(mode=0o700, exist_ok=True)
+        records.mkdir(mode=0o700, exist_ok=True)
         recorded = {_serial(each): _moment(each) for each in records.iterdir()}
         self.revocations = RevocationList(revoked_ns=recorded)
         lost = {each: at for each, at in listed.items() if each not in recorded}
@@ -273,25 +315,25 @@ class AuthorityFolder:
             self.mended += (f"{wrong}: made anew, with {count} that are revoked",)
 
     def _read_list(self) -> RevocationList:
-        data = _read(self.revocation_list, limit=_MAX_REVOCATIONS_BYTES)
+        data = read(self.revocation_list, limit=_MAX_REVOCATIONS_BYTES)
         try:
             return self.authority.read_revocations(data)
         except UsageError as exc:
             raise UsageError(f"{self.revocation_list}: {exc.message}") from exc
 
     def _record(self, revoked_ns: Mapping[int, int]) -> None:
-        with _writing(self.path):
+        with writing(self.path):
             for serial, moment_ns in revoked_ns.items():
                 told = format_time(moment_ns // SECONDS * SECONDS)
                 record = self.path / _REVOKED / told_serial(serial)
-                _replace(record, f"{told}\n".encode())
+                replace(record, f"{told}\n".encode())
         known = self.revocations.revoked_ns
         self.revocations = RevocationList(revoked_ns={**revoked_ns, **known})
 
     def _write_list(self, now_ns: int) -> None:
         signed = self.authority.sign_revocations(self.revocations, now_ns=now_ns)
-        with _writing(self.path):
-            _replace(self.revocation_list, signed)
+        with writing(self.path):
+            replace(self.revocation_list, signed)
 
 
 def told_serial(serial: int) -> str:
@@ -300,25 +342,39 @@ def told_serial(serial: int) -> str:
     return digits.zfill(len(digits) + len(digits) % 2)
 
 
-def _named(word: str, holding: Sequence[Issued]) -> list[Issued]:
+def _named(word: str, issued: Sequence[Issued]) -> list[Issued]:
     """Return what a word names; see ``AuthorityFolder.revoke``."""
-    serial = word.upper().lstrip("0")
+    folder, _, name = word.rpartition("/")
+    serial, spelled = name.upper().lstrip("0"), ""
+    with contextlib.suppress(UsageError):
+        spelled = check_server_name(name)
+    meant = [each for each in issued if folder in {"", _FOLDERS[each.kind]}]
     found = [
         each
-        for each in holding
-        if word in {each.name, _qualified(each)} or serial == f"{each.serial:X}"
-    ]
+        for each in meant
+        if serial == f"{each.serial:X}"
+        or each.name == (name if each.kind is Kind.CLIENT else spelled)
+    ] or [each for each in meant if spelled in each.names]
     if not found:
+        raise UsageError(
+            f"{word!r} is unknown: nothing was ever made for it",
+            hint="ddump pki show lists all",
+        )
+    return found
+
+
+def _check_one(word: str, holding: Sequence[Issued]) -> None:
+    """Have a word mean one server or client, of which something holds."""
+    if not holding:
         raise UsageError(
             f"{word!r} has no certificate that holds",
             hint="ddump pki show lists all",
         )
-    if len({each.kind for each in found}) > 1:
-        names = sorted({_qualified(each) for each in found})
+    names = sorted({_qualified(each) for each in holding})
+    if len(names) > 1:
         raise UsageError(
-            f"{word!r} is a server and a client", hint=f"say {' or '.join(names)}"
+            f"{word!r} is the name of several", hint=f"say {' or '.join(names)}"
         )
-    return found
 
 
 def _qualified(issued: Issued) -> str:
@@ -326,7 +382,7 @@ def _qualified(issued: Issued) -> str:
 
 
 def _parse(path: Path) -> Issued:
-    data = _read(path)
+    data = read(path)
     try:
         return Issued.parse(data)
     except UsageError as exc:
@@ -339,102 +395,76 @@ def _serial(record: Path) -> int:
     except ValueError:
         serial = 0
     if told_serial(serial) != record.name:
-        raise UsageError(f"{record}: not a serial number")
+        raise UsageError(
+            f"{record}: not a serial number",
+            hint="what is no record of a revocation has to be elsewhere",
+        )
     return serial
 
 
 def _moment(record: Path) -> int:
-    data = _read(record)
+    data = read(record)
     try:
         moment = datetime.strptime(data.decode(), "%Y-%m-%dT%H:%M:%S%z\n")
     except ValueError as exc:
-        raise UsageError(f"{record}: not a time") from exc
+        raise UsageError(
+            f"{record}: not a time",
+            hint="a line such as 2026-11-24T03:24:16Z, when it was revoked",
+        ) from exc
     return int(moment.timestamp()) * SECONDS
 
 
-def _check_folders(path: Path) -> None:
-    """Have all folders, in which nobody else can write, and nothing that is half done.
+def _is_begun(path: Path) -> bool:
+    """Return whether all that is in a folder is what ``create`` has begun, if anything."""
+    there = {each.name for each in path.iterdir()}
+    ours = [path / name for name in _ALL_FOLDERS if name in there]
+    return (
+        there <= {*_BEGUN, *_ALL_FOLDERS}
+        # Else it was whole, and has lost its certificate.
+        and (_KEY not in there or successor(path / _CERTIFICATE).exists())
+        and not any(each.is_symlink() or any(each.iterdir()) for each in ours)
+        and not (there and path.stat().st_mode & 0o022)
+    )
+
+
+def _read_authority(path: Path) -> Authority:
+    """Read what is in a folder, and have all folders, in which nobody else can write.
 
     Raises:
-        UsageError: others can write, or what was issued is not there.
-        OutputError: it cannot be written.
+        UsageError: something is missing or wrong, or others can read or write it.
+        OSError: a folder cannot be made.
 
     """
-    if not (path / _ISSUED).is_dir():
+    check_owner(path)
+    key_path, issued = path / _KEY, path / _ISSUED
+    if _is_begun(path):
+        raise UsageError(
+            f"{path} has no authority, or only the beginning of one",
+            hint=f"ddump pki init --dir {path} makes it",
+        )
+    certificate, key = read(path / _CERTIFICATE), read(key_path)
+    check_owner(key_path)
+    if key_path.stat().st_mode & 0o077:
+        raise UsageError(
+            f"{key_path} can be read by others", hint=f"chmod 600 {key_path}"
+        )
+    try:
+        authority = Authority.parse(certificate, key)
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc.message}") from exc
+    if not issued.is_dir():
         # Nothing that was ever signed could be revoked.
-        raise UsageError(f"{path / _ISSUED} is missing")
-    with _writing(path):
-        for name in _FOLDERS.values():
-            (path / name).mkdir(mode=0o700, exist_ok=True)
-        ours = [path / name for name in _ALL_FOLDERS]
-        for folder in (path, *filter(Path.exists, ours)):
-            if folder.stat().st_mode & 0o022:
-                raise UsageError(
-                    f"{folder} can be written by others", hint=f"chmod go-w {folder}"
-                )
-            for half in folder.glob(".*.new"):  # of a run that was killed
-                half.unlink()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Be the only one in a folder; wait for who is before us.
-
-    Raises:
-        OSError: there is no such folder.
-
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise OutputError(f"{exc.filename or path}: {_reason(exc)}") from exc
-
-
-def _read(path: Path, *, limit: int = _MAX_PEM_BYTES) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as exc:
-        raise UsageError(f"cannot read {path}: {_reason(exc)}") from exc
-    if len(data) > limit:
-        raise UsageError(f"{path} is too long")
-    return data
-
-
-def _create(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that is not there yet; it is on the disk when this returns."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, mode), "wb") as file:  # noqa: PTH123  # a descriptor
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file, as a whole or not at all, in place of what is there if anything."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        _create(new, data, mode=mode)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(exc: OSError) -> str:
-    return (exc.strerror or "cannot be opened").lower()
+        raise UsageError(
+            f"{issued} is missing",
+            hint="bring it back; or make an empty one, for what servers and clients have",
+        )
+    for name in _FOLDERS.values():
+        (path / name).mkdir(mode=0o700, exist_ok=True)
+    ours = [path / name for name in _ALL_FOLDERS]
+    for folder in (path, *(each for each in ours if each.exists())):
+        check_owner(folder)
+        if folder.stat().st_mode & 0o022:
+            raise UsageError(
+                f"{folder} can be written by others", hint=f"chmod go-w {folder}"
+            )
+    return authority

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ddump_common.pki import Issued
 
-    from .authority import Place
+    from .files import Place
 
 __all__ = ["pki_command"]
 
