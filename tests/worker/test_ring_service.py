@@ -188,7 +188,7 @@ class TestWindow:
         assert " skipped=0 " in running.text
         assert f"since={format_time(now)[:13]}" not in running.text  # an hour before
         assert re.search(
-            r"filter=\"udp dst port .* since=20\S+Z until=null", running.text
+            r"since=20\S+Z until=null .* filter=\"udp dst port ", running.text
         )
 
     async def test_conversions(self, tmp_path):
