@@ -398,6 +398,43 @@ def test_a_forced_refill_does_not_break_the_order_of_the_others():
     assert merge.counters(1) == Counters(3, 3)
 
 
+def test_what_is_late_of_an_input_that_catches_up_is_refilled():
+    """Until it is waited for again, and all that was released is before its watermark."""
+    merge = started(2)
+    merge.suspend(0)
+    merge.reopen(0, since_ns=0)
+    merge.refill(0, 2 * S)
+    merge.receive_data(1, record(9 * S))
+    merge.receive_eof(1)
+    assert times(merge) == [9 * S]
+    merge.receive_data(0, HEADER + record(S) + record(5 * S))
+    assert times(merge) == [S, 5 * S]
+    merge.resume(0)
+    merge.receive_data(0, record(7 * S))
+    assert times(merge) == [7 * S]
+    assert merge.counters(0) == Counters(3, 3, refilled=3)
+    merge.advance(0, 9 * S)
+    merge.receive_data(0, record(8 * S) + record(10 * S))
+    merge.receive_eof(0)
+    assert times(merge) == [8 * S, 10 * S]
+    assert merge.counters(0) == Counters(5, 5, late=1, refilled=3)
+
+
+def test_an_input_that_is_where_the_others_are_has_nothing_to_catch_up():
+    merge = started(2)
+    merge.receive_data(1, record(5 * S))
+    merge.receive_eof(1)
+    merge.suspend(0)
+    assert times(merge) == [5 * S]
+    merge.reopen(0, since_ns=5 * S)
+    merge.refill(0, 5 * S)
+    merge.resume(0)
+    merge.receive_data(0, HEADER + record(6 * S) + record(5 * S - 1))
+    merge.receive_eof(0)
+    assert times(merge) == [5 * S - 1, 6 * S]
+    assert merge.counters(0).refilled == 1  # before what it was to be refilled until
+
+
 def test_refill_is_by_the_inputs_own_clock_and_for_what_comes_from_now_on():
     merge = started(1)
     merge.shift(0, 10 * S)
@@ -477,15 +514,36 @@ def test_earlier_ones_are_not_kept():
     assert times(merge) == [S - 1]
 
 
+def test_what_two_streams_brought_had_come_once():
+    same = Record(S, b"same")
+    seam = seam_of(pcapng([same, same, Record(S, b"first")])[:-1])
+    assert len(seam) == 2  # the last was cut
+    seam.next_stream()
+    seam.receive_data(pcap([same, Record(S, b"first"), Record(S, b"other")]))
+    assert len(seam) == 4
+    assert seam.octets == 4 + 4 + 5 + 5
+    seam.next_stream()
+    seam.receive_data(pcapng([same] * 3))
+    assert len(seam) == 5
+    merge = started(1)
+    merge.reopen(0, since_ns=0, seam=seam)
+    merge.receive_data(
+        0, pcapng([same] * 4 + [Record(S, b"first"), Record(S, b"other")] * 2)
+    )
+    assert texts(merge) == [b"same", b"first", b"other"]
+    with pytest.raises(ValueError, match="takes no more"):
+        seam.next_stream()
+
+
 def test_received_counts_what_has_not_left_and_not_what_was_left_out():
     merge = started(2)
     merge.reopen(0, since_ns=0, seam=seam_of(pcapng([Record(S)])))
-    merge.receive_data(0, pcapng([Record(S), Record(2 * S), Record(3 * S)]))
-    assert merge.received(0) == 2
+    merge.receive_data(0, pcapng([Record(S), Record(2 * S, b"ab"), Record(3 * S, b"c")]))
+    assert merge.received(0) == (2, 3)
     merge.advance(1, 3 * S)
     assert times(merge) == [2 * S, 3 * S]
-    assert merge.received(0) == 2
-    assert merge.received(1) == 0
+    assert merge.received(0) == (2, 3)
+    assert merge.received(1) == (0, 0)
 
 
 def test_joined_records_are_read_like_others():

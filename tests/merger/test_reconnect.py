@@ -117,6 +117,28 @@ async def test_twins_are_left_out_as_often_as_they_came(build):
     assert len(found) == 102
 
 
+async def test_twins_that_breaks_part_are_left_out_as_often_as_they_came(build):
+    """One had come when the stream broke, and again when the refill did."""
+    twin = Record(RECORDS[55].timestamp_ns, b"twin")
+    first = broken([*RECORDS[:56], twin])
+    beats = Beats(NOW)
+    second = Script(
+        [
+            beats.header + beats.heartbeat(RECORDS[50].timestamp_ns),
+            beats.packets(*RECORDS[50:56], twin),
+            CUT,
+        ],
+        trusted=True,
+        window=WHOLE,
+    )
+    rest = refill([*RECORDS[50:56], twin, twin, *RECORDS[56:]])
+    run = build(first, peers={0: {"rings": [RING], "streams": [second, rest]}})
+    found = parse_pcap(await run.to_the_end())
+    assert found.count(twin) == 2
+    assert len(found) == 102
+    assert told(run).filled
+
+
 async def test_it_breaks_again_while_it_is_refilled(build):
     """What both streams had brought is left out of the third."""
     beats = Beats(NOW)
@@ -385,7 +407,7 @@ async def test_who_is_silent_when_it_is_interrupted_is_not_complete(
     run = build(part, peers={0: {}})
     async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(run.to_the_end())
-        await until(lambda: run.merge.received(0) == 100)
+        await until(lambda: run.merge.received(0)[0] == 100)
         run.fanin.interrupt()
         assert parse_pcap(await running) == RECORDS
     assert run.lanes[0].incomplete == (silence == 0)
@@ -456,9 +478,9 @@ async def test_others_wait_again_when_it_is_back(build):
     )  # fmt: skip
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(run.to_the_end())
-        await until(lambda: run.merge.received(0) == 100)
+        await until(lambda: run.merge.received(0)[0] == 100)
         there.set()
-        await until(lambda: run.merge.received(1) == 1)
+        await until(lambda: run.merge.received(1)[0] == 1)
         await until(lambda: run.merge.counters(0).packets == 100)
         assert run.merge.counters(1).packets == 0
         rest.set()
@@ -477,6 +499,30 @@ async def test_limits_go_on(build):
     (asked,) = run.peers[0].asked
     assert asked.query.packets == 100 - 60 + 10
     assert asked.query.until_ns == NOW + 7200 * SECOND
+
+
+async def test_limits_go_on_after_a_refill_that_breaks(build):
+    """What both streams brought counts once; what waits to be released has come."""
+    octets = [len(record.data) for record in RECORDS]
+    beats = Beats(NOW)
+    second = Script(
+        [
+            beats.header + beats.heartbeat(RECORDS[40].timestamp_ns),
+            beats.packets(*RECORDS[40:70]),
+            CUT,
+        ],
+        trusted=True,
+        window=WHOLE,
+    )
+    rest = refill(RECORDS[40:], ended=EndReason.PACKETS)
+    run = build(
+        broken(RECORDS[:60], 40),
+        words=[f"http://h0?packets=100&bytes={sum(octets)}"],
+        peers={0: {"rings": [RING], "streams": [second, rest]}},
+    )
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert [each.query.packets for each in run.peers[0].asked] == [60, 60]
+    assert [each.query.bytes for each in run.peers[0].asked] == [sum(octets[40:])] * 2
 
 
 async def test_nothing_is_left_to_ask_for(build):
@@ -783,7 +829,7 @@ async def test_an_interrupt_while_it_is_refilled(build):
     run = build(broken(), peers={0: {"rings": [RING], "streams": [part]}})
     async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(run.to_the_end())
-        await until(lambda: run.merge.received(0) == 70)
+        await until(lambda: run.merge.received(0)[0] == 70)
         run.fanin.interrupt()
         assert parse_pcap(await running) == RECORDS[:75]
     assert not told(run).filled

@@ -2,12 +2,15 @@
 #
 # Packets by a hash of 64 bits: how often each has come.
 #
+# Streams that are asked for once more bring again what earlier ones had brought. So of
+# several streams each packet counts as often as it came in the one that had it most.
+#
 # The hash is SipHash-1-3 with a random key, so that nobody can send packets that meet in
 # one place: adding and taking are O(1) whatever comes. A table of open addressing, at
 # most three quarters full: 22 to 43 bytes for each packet that differs, which had 16 at
 # least. Nothing here needs the GIL.
 
-from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MIN, UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from ._octets cimport load64
@@ -18,7 +21,8 @@ cdef enum:
 
 cdef struct Slot:
     uint64_t hash  # 0: nothing was ever here
-    uint64_t times  # that it has come and was not taken
+    uint32_t times  # that it has come and was not taken
+    uint32_t now  # that it has come in the stream at hand
 
 
 cdef struct Fingerprints:
@@ -129,6 +133,13 @@ cdef inline int fingerprints_grow(Fingerprints *prints) noexcept nogil:
     return 0
 
 
+# Begin another stream, in which those of the ones before may come again.
+cdef inline void fingerprints_begin(Fingerprints *prints) noexcept nogil:
+    cdef size_t place
+    for place in range(prints.capacity):
+        prints.slots[place].now = 0
+
+
 # Keep a packet; -1: no memory, and nothing has changed.
 cdef inline int fingerprints_add(
     Fingerprints *prints,
@@ -144,9 +155,14 @@ cdef inline int fingerprints_add(
         return -1
     cdef uint64_t hash = fingerprint(prints, timestamp_ns, data, caplen, length)
     slot = slot_of(prints.slots, prints.capacity, hash)
+    if slot.now == UINT32_MAX:
+        return -1
     prints.used += slot.hash == 0
     slot.hash = hash
-    slot.times += 1
+    slot.now += 1
+    if slot.now <= slot.times:
+        return 0
+    slot.times = slot.now
     prints.left += 1
     prints.octets += caplen
     if timestamp_ns > prints.newest_ns:

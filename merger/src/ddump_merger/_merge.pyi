@@ -32,6 +32,17 @@ class Seam:
 
         """
 
+    def next_stream(self) -> None:
+        """Go on with the input's next stream, which was asked for what came before again.
+
+        What both have came once: of all streams, a packet counts as often as it came in
+        the one that had it most. A unit that the last stream did not end is forgotten.
+
+        Raises:
+            ValueError: as above.
+
+        """
+
     def __len__(self) -> int:
         """Return how many packets are still to be left out."""
 
@@ -133,8 +144,10 @@ class Merge:
     def refill(self, i: int, until_ns: int) -> None:
         """Count what input ``i`` brings of before ``until_ns``, its own time, as refilled.
 
-        Such records are never late, nor are others because of them: without them the
-        output is in order but for the late ones. Until the input is opened anew.
+        And what would be late until it has caught up: it is waited for again, and all
+        that was released is before its watermark. Such records are never late, nor are
+        others because of them: without them the output is in order but for the late
+        ones. Until the input is opened anew.
         """
 
     def heartbeat(self, i: int) -> Heartbeat | None:
@@ -253,10 +266,10 @@ class Merge:
     def counters(self, i: int) -> Counters:
         """Return what became of the packets of input ``i``."""
 
-    def received(self, i: int) -> int:
-        """Return how many packets of input ``i`` have come, released or not.
+    def received(self, i: int) -> tuple[int, int]:
+        """Return how many packets of input ``i`` were taken, and the bytes of their data.
 
-        Those that were left out are not among them.
+        Those that were joined are not among them; those that wait to be released are.
         """
 
     @property

@@ -25,13 +25,19 @@ from ._descriptions cimport (
     descriptions_full,
     descriptions_set,
 )
-from ._fingerprints cimport Fingerprints, fingerprints_close, fingerprints_open
+from ._fingerprints cimport (
+    Fingerprints,
+    fingerprints_begin,
+    fingerprints_close,
+    fingerprints_open,
+)
 from ._intake cimport SECOND, reader_feed
 from ._order cimport (
     Input,
     Order,
     held,
     order_advance,
+    order_catch_up,
     order_described,
     order_drop,
     order_exhausted,
@@ -149,6 +155,13 @@ cdef class Seam:
         finally:
             self.busy = False
 
+    def next_stream(self):
+        if self.over or self.busy:
+            raise ValueError("the seam takes no more")
+        reader_close(&self.reader)
+        reader_reset(&self.reader)
+        fingerprints_begin(&self.prints)
+
     cdef Fingerprints *take(self) except NULL:
         """Hand over what was collected; it must live as long as that is used."""
         if self.over or self.busy:
@@ -253,6 +266,7 @@ cdef class Merge:
         input.suspended = False
         if not input.ended:
             ranking_set(&self.order.watermarks, <uint32_t>i, input.watermark)
+            order_catch_up(&self.order, input)
         self.busy = False
 
     def reopen(self, Py_ssize_t i, *, int64_t since_ns, Seam seam=None):
@@ -269,6 +283,7 @@ cdef class Merge:
             input.reader.seam = known
             self.seams[i] = seam
             input.ended = False
+            input.behind = False
             self.order.open_count += 1
             input.watermark = plus(since_ns, input.reader.shift_ns)
             if not input.suspended:
@@ -280,6 +295,7 @@ cdef class Merge:
         cdef Input *input = self.at(i)
         self.enter()
         input.reader.refill_ns = until_ns
+        input.behind = True
         self.busy = False
 
     def heartbeat(self, Py_ssize_t i):
@@ -455,7 +471,7 @@ cdef class Merge:
 
     def received(self, Py_ssize_t i):
         cdef Input *input = self.at(i)
-        return input.packets + queue_count(&input.reader.queue)
+        return input.packets + queue_count(&input.reader.queue), input.reader.octets
 
     @property
     def done(self):

@@ -6,8 +6,9 @@
 # leaves when no input that is waited for can deliver one that belongs before it, in order
 # of (timestamp, input, arrival); when it is older than one that has left already; or when
 # an input is over its limit. Two rankings (`_ranking.pxd`) give the next record and the
-# least watermark. Records that were asked for once more take no part in what is late:
-# without them the output is in order but for the late ones. Nothing here needs the GIL.
+# least watermark. Records that were asked for once more take no part in what is late, nor
+# do those that come before their input has caught up with the others: without them the
+# output is in order but for the late ones. Nothing here needs the GIL.
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
 
@@ -45,6 +46,7 @@ cdef struct Input:
     Reader reader
     bint ended
     bint suspended
+    bint behind  # it is refilled, and has not come yet to where the others are
     int64_t watermark
     bint live
     size_t max_bytes
@@ -106,6 +108,13 @@ cdef inline void order_advance(
         input.watermark = timestamp_ns
         if not input.suspended:
             ranking_set(&order.watermarks, number, timestamp_ns)
+            order_catch_up(order, input)
+
+
+# From where the others are on, what is late of the input is late again.
+cdef inline void order_catch_up(const Order *order, Input *input) noexcept nogil:
+    if input.watermark >= order.last_ns:
+        input.behind = False
 
 
 # Put the input where its first record belongs.
@@ -246,7 +255,10 @@ cdef inline void order_release(Order *order) noexcept nogil:
         if record_refilled(record):
             input.refilled += 1
         elif record.timestamp_ns < order.last_ns:
-            input.late += 1
+            if input.behind:
+                input.refilled += 1
+            else:
+                input.late += 1
         else:
             order.last_ns = record.timestamp_ns
         chunk = record.chunk

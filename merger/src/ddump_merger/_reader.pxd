@@ -63,6 +63,7 @@ cdef struct Reader:
     int64_t shift_ns  # between the clocks of the captures and of the output
     int64_t least_ns  # by the captures' clock: what the output can hold
     int64_t most_ns
+    uint64_t octets  # of data in the records that were queued
     uint64_t joined  # records that were left out
     uint64_t backwards  # heartbeats that went back
     # Where records go when they are not to be queued, and those to be left out; or NULL.
@@ -239,6 +240,7 @@ cdef inline void keep(
             return
         chunk.live += 1
         chunk.link_type = reader.link_type
+        reader.octets += caplen
     if not reader.described:
         reader.described = True
         reader.first = reader.offset

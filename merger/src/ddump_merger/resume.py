@@ -27,7 +27,7 @@ class Position:
     """How far a target had come when its stream broke; times are by its clock.
 
     It was opened at ``opened_ns``, and all of before ``since_ns`` has come. ``packets``
-    have come in all, with ``octets`` of data at least; up to ``again`` of them, and
+    have come in all, with ``octets`` of data; ``again`` of them, and
     ``again_octets``, will come once more from a ring.
     """
 

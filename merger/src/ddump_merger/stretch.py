@@ -70,8 +70,8 @@ class Stretch:
         self._since_ns = 0
         self._asked_since_ns = 0
         self._exact = True
-        # How many were joined before the last refill, and are to be after it.
-        self._joined_before = self._joined = 0
+        # How many are to have been joined after the last refill.
+        self._joined = 0
         self._said_skew = False
 
     @property
@@ -157,6 +157,7 @@ class Stretch:
         seam = Seam(since_ns)
         try:
             for tail in self.tails:
+                seam.next_stream()
                 for piece in tail.pieces():
                     seam.receive_data(piece)
                     await asyncio.sleep(0)  # there may be much of it
@@ -172,11 +173,12 @@ class Stretch:
 
     def position(self, seam: Seam | None) -> Position:
         """Return where the lane is, when what is in ``seam`` is to come again."""
+        packets, octets = self._merge.received(self._lane.index)
         return Position(
             opened_ns=self.opened_ns,
             since_ns=self._asked_since_ns,
-            packets=self._merge.received(self._lane.index),
-            octets=self._merge.counters(self._lane.index).octets,
+            packets=packets,
+            octets=octets,
             again=0 if seam is None else len(seam),
             again_octets=0 if seam is None else seam.octets,
         )
@@ -188,11 +190,7 @@ class Stretch:
         target = source.target
         self.follows = isinstance(target, HttpTarget) and target.follows
         again = 0 if seam is None else len(seam)
-        joined = self._merge.counters(lane.index).joined
-        if len(self.tails) > 1:
-            # What was joined in a refill that broke is in the tails of both streams.
-            again -= min(joined - self._joined_before, again)
-        self._joined_before, self._joined = joined, joined + again
+        self._joined = self._merge.counters(lane.index).joined + again
         self._merge.reopen(lane.index, since_ns=self._asked_since_ns, seam=seam)
         self._merge.limit(
             lane.index, self._inlet.config.buffer_bytes, live=not self.follows
