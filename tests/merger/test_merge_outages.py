@@ -538,7 +538,9 @@ def test_what_two_streams_brought_had_come_once():
 def test_received_counts_what_has_not_left_and_not_what_was_left_out():
     merge = started(2)
     merge.reopen(0, since_ns=0, seam=seam_of(pcapng([Record(S)])))
-    merge.receive_data(0, pcapng([Record(S), Record(2 * S, b"ab"), Record(3 * S, b"c")]))
+    merge.receive_data(
+        0, pcapng([Record(S), Record(2 * S, b"ab"), Record(3 * S, b"c")])
+    )
     assert merge.received(0) == (2, 3)
     merge.advance(1, 3 * S)
     assert times(merge) == [2 * S, 3 * S]

@@ -39,6 +39,7 @@ class Beats:
         promised_ns: int,
         *,
         ended: EndReason | None = None,
+        counted_ns: int | None = None,
         skipped: int = 0,
         **counts: int,
     ) -> bytes:
@@ -54,7 +55,9 @@ class Beats:
             started_ns=self.started_ns,
             ended_ns=None if ended is None else promised_ns,
             precision=self._precision,
-            comment=str(StreamNote(ended=ended, skipped=skipped)),
+            comment=str(
+                StreamNote(ended=ended, counted_ns=counted_ns, skipped=skipped)
+            ),
             **(told | counts),
         ).serialize()
 

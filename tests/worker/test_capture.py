@@ -326,7 +326,12 @@ class Watcher:
 
     def heartbeat(self) -> Heartbeat:
         tally = Tally(
-            received=0, interface_dropped=0, dropped=0, delivered=0, skipped=0
+            received=0,
+            interface_dropped=0,
+            dropped=0,
+            delivered=0,
+            skipped=0,
+            counted_ns=0,
         )
         return Heartbeat(started_ns=0, promised_ns=0, tally=lambda: tally)
 

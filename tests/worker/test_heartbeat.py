@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +13,17 @@ from ddump_worker.heartbeat import Heartbeat, Tally
 from support.pcapng_streams import Beat, PcapngStream
 
 PREAMBLE = SectionHeader().serialize() + InterfaceDescription(link_type=113).serialize()
-LIVE = Tally(received=9, interface_dropped=2, dropped=4, delivered=0, skipped=0)
-WINDOW = Tally(received=None, interface_dropped=None, dropped=1, delivered=0, skipped=7)
+LIVE = Tally(
+    received=9, interface_dropped=2, dropped=4, delivered=0, skipped=0, counted_ns=70
+)
+WINDOW = Tally(
+    received=None,
+    interface_dropped=None,
+    dropped=1,
+    delivered=0,
+    skipped=7,
+    counted_ns=80,
+)
 
 
 def heartbeat(tally=LIVE, *, promised_ns=50) -> Heartbeat:
@@ -49,13 +59,13 @@ def test_it_says_what_is_counted():
     (beat,) = read(heartbeat().block(0))
     assert (beat.received, beat.dropped, beat.interface_dropped) == (9, 4, 2)
     assert (beat.started_ns, beat.ended_ns, beat.time_ns) == (100, None, 50)
-    assert beat.note == StreamNote()
+    assert beat.note == StreamNote(counted_ns=70)
 
 
 def test_a_window_has_its_own_counters():
     (beat,) = read(heartbeat(WINDOW).block(0))
     assert (beat.received, beat.dropped, beat.interface_dropped) == (None, 1, None)
-    assert beat.note == StreamNote(skipped=7)
+    assert beat.note == StreamNote(counted_ns=80, skipped=7)
 
 
 def test_a_promise_never_goes_back():
@@ -72,15 +82,12 @@ def test_the_last_block_says_why_and_when(reason):
     beats = heartbeat(WINDOW)
     first, last = read(beats.block(0), beats.last_block(reason, ended_ns=200))
     assert first.note.ended is None
-    assert last.note == StreamNote(ended=reason, skipped=7)
+    assert last.note == StreamNote(ended=reason, counted_ns=80, skipped=7)
     assert (last.started_ns, last.ended_ns) == (100, 200)
 
 
 def test_counts_are_those_of_the_moment():
-    counts = [
-        Tally(received=n, interface_dropped=0, dropped=0, delivered=0, skipped=0)
-        for n in (1, 1 << 40)
-    ]
+    counts = [replace(LIVE, received=n) for n in (1, 1 << 40)]
     beats = Heartbeat(started_ns=1, promised_ns=0, tally=iter(counts).__next__)
     assert [beat.received for beat in read(beats.block(0), beats.block(1))] == [
         1,
@@ -97,7 +104,7 @@ def test_golden():
         struct.pack("<HHQ", code, 8, count)
         for code, count in ((4, 9), (5, 2), (7, 4), (8, 0))
     )
-    comment = struct.pack("<HH", 1, 15) + b"ended: complete\0"
+    comment = struct.pack("<HH", 1, 28) + b"ended: complete; counted: 70"
     body = struct.pack("<III", 0, 0x1122_3344, 0x5566_7788) + (
         comment + started + ended + counts + bytes(4)
     )

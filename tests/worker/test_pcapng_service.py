@@ -17,7 +17,7 @@ from typing import Self
 import aiohttp
 import pytest
 
-from ddump_common.note import EndReason, StreamNote
+from ddump_common.note import EndReason
 from support.captures import parse_pcap
 from support.load import generate
 from support.loopback import talker
@@ -305,7 +305,7 @@ class TestEnd:
                 before = time.time_ns()
                 udp.send(10)
         stream = read_stream(following.data)
-        assert stream.last.note == StreamNote(ended=expected)
+        assert stream.last.note.ended is expected
         if expected is not EndReason.COMPLETE:
             assert before < stream.last.ended_ns < time.time_ns()
         if path == "/capture":
@@ -330,7 +330,7 @@ class TestEnd:
                 await stop(running)
         stream = read_stream(following.data)
         assert stream.packets == 10
-        assert stream.last.note == StreamNote(ended=EndReason.SHUTDOWN)
+        assert stream.last.note.ended is EndReason.SHUTDOWN
 
     async def test_a_worker_that_is_killed_leaves_no_last_block(self, tmp_path):
         async with (

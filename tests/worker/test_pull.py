@@ -13,7 +13,7 @@ import pytest
 
 from ddump_common.api import Link, RingQuery
 from ddump_common.errors import CaptureError
-from ddump_common.note import EndReason, StreamNote
+from ddump_common.note import EndReason
 from ddump_common.pcap import Precision
 from ddump_worker import _pcap, pull
 from ddump_worker.heartbeat import Heartbeat, Tally
@@ -334,6 +334,7 @@ class Listener:
             dropped=self._pull.dropped,
             delivered=self._pull.packets,
             skipped=self._pull.skipped,
+            counted_ns=0,
         )
 
     async def send(self, data: bytes) -> None:
@@ -367,7 +368,7 @@ class TestHeartbeats:
         assert len(stream.beats) > 4
         assert any(since < beat.time_ns < until for beat in stream.beats)
         assert stream.promised_ns == until  # never beyond the window
-        assert stream.last.note == StreamNote(ended=EndReason.COMPLETE)
+        assert stream.last.note.ended is EndReason.COMPLETE
 
     async def test_they_come_while_a_slice_has_to_wait(
         self, writer, open_pull, executor
@@ -437,9 +438,8 @@ class TestHeartbeats:
         os.truncate(writer.ring.segments()[0].path, 0)
         listener = Listener(opened)
         await listener.deliver()
-        assert listener.stream.last.note == StreamNote(
-            ended=EndReason.COMPLETE, skipped=8
-        )
+        note = listener.stream.last.note
+        assert (note.ended, note.skipped) == (EndReason.COMPLETE, 8)
 
 
 class TestDamage:

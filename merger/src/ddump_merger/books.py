@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddump_common.note import StreamNote
-
 from .losses import Losses
 
 if TYPE_CHECKING:
@@ -57,7 +55,6 @@ class Books:
         What was told once is not taken back, whatever a later one says.
         """
         before = self.current
-        note = StreamNote.parse(heartbeat.comment.decode(errors="replace"))
         delivered = heartbeat.delivered
         missing = 0 if delivered is None else delivered - heartbeat.read
         self._received = _greater(self._received, heartbeat.received)
@@ -67,7 +64,7 @@ class Books:
             interface_dropped=_greater(
                 before.interface_dropped, heartbeat.interface_dropped
             ),
-            skipped=max(before.skipped, note.skipped),
+            skipped=max(before.skipped, heartbeat.note.skipped),
             missing=max(before.missing, missing),
             surplus=max(before.surplus, -missing),
         )

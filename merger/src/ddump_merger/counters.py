@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ddump_common.note import StreamNote
+
 __all__ = ["Counters", "Heartbeat"]
 
 
@@ -45,3 +47,8 @@ class Heartbeat(NamedTuple):
     dropped: int | None
     delivered: int | None
     comment: bytes
+
+    @property
+    def note(self) -> StreamNote:
+        """What the comment says."""
+        return StreamNote.parse(self.comment.decode(errors="replace"))

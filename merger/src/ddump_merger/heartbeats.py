@@ -1,14 +1,15 @@
 """The heartbeats of one stream, as they come: its promise, its books, its tail.
 
 A worker that promised heartbeats and sends none is found out while its packets are read:
-their time counts, not ours. Sans-I/O beside the merge, which reads the blocks.
+their time counts, not ours. So is one whose promises are late or stand still, for only
+while they are waited for do they hold anybody back: what had piled up in the connection
+is late, too. Sans-I/O beside the merge, which reads the blocks.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddump_common.note import StreamNote
 from ddump_common.units import SECONDS, format_duration
 
 if TYPE_CHECKING:
@@ -52,23 +53,37 @@ class Heartbeats:
         self.tails = tails
         self._without = 0.0
         self._behind = 0.0
+        self._standing = 0.0
+        self._moved: tuple[int, int, int] | None = None
 
     @property
     def withheld(self) -> bool:
         """Whether packets came for so long that a heartbeat should have come as well."""
         return self._without * SECONDS >= PATIENCE_NS
 
-    def doubt(self, *, present_ns: int, error_ns: int, seconds: float) -> str:
-        """Return why the last promise is not to be believed; empty when it is.
+    @property
+    def standing_ns(self) -> int:
+        """For how long neither a packet came nor a promise of more."""
+        return int(self._standing * SECONDS)
 
-        The worker's clock shows ``present_ns``, give or take ``error_ns``. Late promises
-        are wrong only while they are waited for, as they were for ``seconds``: what had
-        piled up in the connection is late, too.
+    def early(self, *, present_ns: int) -> bool:
+        """Whether the last promise is of what is yet to come.
+
+        The worker's clock shows ``present_ns`` at most.
         """
         promised_ns = 0 if self.last is None else self.last.promised_ns
-        if promised_ns > present_ns + error_ns + _EARLIEST_NS:
-            return "its heartbeats promise what is yet to come"
-        late_ns = present_ns - error_ns - promised_ns
+        return promised_ns > present_ns + _EARLIEST_NS
+
+    def lag(self, *, present_ns: int | None, seconds: float) -> str:
+        """Return why others wait for the stream too long; empty when they do not.
+
+        The worker's clock shows ``present_ns`` at least, ``None`` when that is not
+        known. ``seconds`` is for how long the last bytes were waited for.
+        """
+        if self.standing_ns >= PATIENCE_NS:
+            return "its heartbeats stand still"
+        promised_ns = 0 if self.last is None else self.last.promised_ns
+        late_ns = 0 if present_ns is None else present_ns - promised_ns
         if late_ns <= _LATEST_NS:
             self._behind = 0.0
             return ""
@@ -85,7 +100,7 @@ class Heartbeats:
         last = self.last
         if last is None or last.ended_ns is None:
             return None
-        return StreamNote.parse(last.comment.decode(errors="replace")).ended
+        return last.note.ended
 
     def receive_data(self, data: bytes, *, seconds: float) -> Heartbeat | None:
         """Take what the merge was given; return the last heartbeat in it, if there is one.
@@ -96,6 +111,7 @@ class Heartbeats:
         if self.tails:
             self.tails[-1].receive_data(data, offset=offset, newest_ns=newest_ns)
         heartbeat = self._merge.heartbeat(self._index)
+        self._see_whether_moved(heartbeat, seconds)
         if heartbeat is None or heartbeat == self.last:
             self._without += min(seconds, _LONGEST_READ)
             return None
@@ -107,3 +123,12 @@ class Heartbeats:
         for tail in self.tails:
             tail.promise(heartbeat.promised_ns)
         return heartbeat
+
+    def _see_whether_moved(self, last: Heartbeat | None, seconds: float) -> None:
+        packets, _ = self._merge.received(self._index)
+        joined = self._merge.counters(self._index).joined
+        moved = packets, joined, -1 if last is None else last.promised_ns
+        if moved == self._moved:
+            self._standing += min(seconds, _LONGEST_READ)
+        else:
+            self._moved, self._standing = moved, 0.0

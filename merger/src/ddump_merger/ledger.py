@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .books import Books
 from .window import told_gaps
 
 if TYPE_CHECKING:
+    from ddump_common.note import StreamNote
+
     from .inlet import Inlet
     from .lane import Lane
     from .losses import Losses
@@ -17,6 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["Ledger"]
 
 logger = logging.getLogger(__name__)
+
+# Four in a second, for a quarter of an hour: of what is older the ring made good nothing.
+_MOST_DROPS = 4096
+
+
+class _Drops(NamedTuple):
+    """So many packets were dropped between the two moments, by the worker's clock."""
+
+    since_ns: int
+    until_ns: int
+    packets: int
 
 
 class Ledger:
@@ -26,13 +40,20 @@ class Ledger:
         self.books = Books()
         self._lane = lane
         self._inlet = inlet
-        # Dropped as of the last heartbeat, and as of the one before it.
-        self._dropped = self._dropped_before = 0
+        # What the kernel dropped of the stream that is read now, where that was told.
+        self._drops: deque[_Drops] = deque(maxlen=_MOST_DROPS)
+        self.begin()
         # What the kernel dropped of a stream, and a ring made good.
         self._made_good = 0
         self._said_missing = False
         self._said_overdelivered = False
         self._said_backwards = False
+
+    def begin(self) -> None:
+        """Begin a stream: its worker counts from 0."""
+        self._drops.clear()
+        self._dropped = 0
+        self._counted_ns = 0
 
     def check_window(self) -> None:
         """Say what the ring lacks of the window that was asked for."""
@@ -45,11 +66,16 @@ class Ledger:
             logger.error("%s: %s", lane.name, told)
             self._inlet.lose(lane, told)
 
-    def check(self) -> None:
-        """See what a heartbeat, which was entered, says."""
+    def check(self, note: StreamNote, *, present_ns: int, recorded: bool) -> None:
+        """See what a heartbeat, which was entered, says.
+
+        The worker's clock shows ``present_ns`` at most. What was ``recorded`` was
+        dropped by a recorder's capture, which is asked now and then.
+        """
         lane, books = self._lane, self.books
-        self._dropped_before = self._dropped
-        self._dropped = books.current.dropped or 0
+        counted_ns = present_ns if note.counted_ns is None else note.counted_ns
+        self._note_drops(books.current.dropped or 0, counted_ns)
+        self._counted_ns = 0 if recorded or note.counted_ns is None else counted_ns
         lane.losses = losses = self._losses()
         if losses.missing and not self._said_missing:
             self._said_missing = True
@@ -72,22 +98,30 @@ class Ledger:
         for what in _told(losses):
             self._inlet.lose(lane, what)
 
+    def _note_drops(self, dropped: int, until_ns: int) -> None:
+        if dropped > self._dropped:
+            self._drops.append(
+                _Drops(self._counted_ns, until_ns, dropped - self._dropped)
+            )
+            self._dropped = dropped
+
     def _losses(self) -> Losses:
         losses = self.books.losses
         if losses.dropped is None:
             return losses
         return replace(losses, dropped=max(losses.dropped - self._made_good, 0))
 
-    def refilled(self) -> bool:
+    def refilled(self, *, since_ns: int) -> bool:
         """Count of the stream that broke no drops that a ring makes good.
 
-        Return whether it is certain which those are: what was dropped since the last
-        heartbeat but one may be of before or after the last promise.
+        That was asked for what came from ``since_ns`` on. Return whether it is certain
+        which those are: of what was dropped around that moment, some may have come
+        before it.
         """
-        recent = max(self._dropped - self._dropped_before, 0)
-        self._made_good += recent
-        self._dropped = self._dropped_before = 0
-        return recent == 0
+        good = [each for each in self._drops if each.until_ns > since_ns]
+        self._made_good += sum(each.packets for each in good)
+        self.begin()
+        return all(each.since_ns >= since_ns for each in good)
 
     def close(self) -> None:
         """End the stream that is read now: what was skipped of it is known. Idempotent."""

@@ -116,6 +116,9 @@ class Reader:
             lane.heard = self._loop.time()
             lane.wanted.clear()
             self._take(data, seconds=lane.heard - began)
+            if self._stretch.doubtful:
+                await self._reconnect.judge()
+            self._check_progress()
             await self._wait_for_turn()
         self._check_end()
 
@@ -144,6 +147,16 @@ class Reader:
             raise BrokenStreamError(
                 f"nothing came for {silence}", hint="see --timeout"
             ) from None
+
+    def _check_progress(self) -> None:
+        """See whether a window comes on: heartbeats alone may tell that it does not."""
+        lane, timeout_ns = self._lane, self._inlet.config.timeout_ns
+        if lane.trusted and not lane.live and self._stretch.standing_ns >= timeout_ns:
+            raise BrokenStreamError(
+                f"nothing came for {format_duration(timeout_ns)}, but heartbeats that "
+                "stand still",
+                hint="see --timeout",
+            )
 
     def _take(self, data: bytes, *, seconds: float = 0.0) -> None:
         """Hand bytes to the merge, and see what they tell.

@@ -171,6 +171,16 @@ class Reconnect:
                 logger.info("%s: %s", lane.name, exc)
                 asked_ns = exc.retry_after_ns
 
+    async def judge(self) -> None:
+        """Measure the worker's clock anew, as its stream does not fit to it, and judge it.
+
+        One of the two clocks may have been set, or have drifted. Cancelling it leaves
+        the stream unjudged.
+        """
+        if self._peer is not None:
+            self._stretch.measured(await self._peer.skew())
+        self._stretch.judge()
+
     def leave_ring(self, error: FormatError) -> BrokenStreamError | None:
         """Return the break that ``error`` is when a ring sent it for a live stream.
 

@@ -47,13 +47,15 @@ class Stretch:
     """The streams of ``lane``, one after the other.
 
     ``follows`` is whether the one that is read now goes on out of a ring,
-    ``suspended`` whether the merge does not wait for it, ``opened_ns`` when the first
-    was opened, by its worker's clock.
+    ``suspended`` whether the merge does not wait for it, ``doubtful`` whether it does
+    not fit to what is known of its worker's clock: that is then to be measured anew and
+    ``judge`` to be called. ``opened_ns`` is when the first was opened, by that clock.
     """
 
     def __init__(self, lane: Lane, inlet: Inlet) -> None:
         self.follows = lane.follows
         self.suspended = False
+        self.doubtful = False
         self.opened_ns = 0
         self.outages = Outages(
             lane,
@@ -66,6 +68,7 @@ class Stretch:
         self._inlet = inlet
         self._merge = inlet.merge
         self._heartbeats: Heartbeats | None = None
+        self._lags = False
         # All of before that has come; from there on a ring was asked last.
         self._since_ns = 0
         self._asked_since_ns = 0
@@ -79,6 +82,11 @@ class Stretch:
         """The last promise of the stream, by its worker's clock."""
         last = None if self._heartbeats is None else self._heartbeats.last
         return None if last is None else last.promised_ns
+
+    @property
+    def standing_ns(self) -> int:
+        """For how long the stream has brought nothing but the same promise."""
+        return 0 if self._heartbeats is None else self._heartbeats.standing_ns
 
     @property
     def end(self) -> EndReason | None:
@@ -99,6 +107,7 @@ class Stretch:
         lane.trusted = source.trusted
         lane.host = source.host or lane.host
         self.measured(source.sample)
+        self.doubtful = self._lags = False
         if not self.opened_ns:
             self.opened_ns = self.present_ns()
             self._since_ns = self.opened_ns - HEARTBEAT_NS
@@ -205,7 +214,7 @@ class Stretch:
         complete = source.trusted and window is not None and window.complete
         # With a clock that was put back, what came may be of before what was asked for.
         complete = complete and now_ns >= self._asked_since_ns
-        certain = self.ledger.refilled()
+        certain = self.ledger.refilled(since_ns=self._asked_since_ns)
         self.outages.refill(end_ns=now_ns, exact=self._exact and complete and certain)
         if not source.trusted:
             self.outages.settle(end_ns=now_ns, filled=False)
@@ -215,6 +224,7 @@ class Stretch:
         self._asked_since_ns = 0
         self._since_ns = self.present_ns() - HEARTBEAT_NS
         self.outages.give_up()
+        self.ledger.begin()
         self.tails = self.tails[-1:] if self._lane.trusted else []
         if self._heartbeats is not None:
             self._heartbeats.tails = self.tails
@@ -267,7 +277,12 @@ class Stretch:
 
     def _learn(self, last: Heartbeat) -> None:
         """See what a new heartbeat says."""
-        self.ledger.check()
+        error_ns = 0 if self._lane.skew is None else self._lane.skew.error_ns
+        self.ledger.check(
+            last.note,
+            present_ns=self.present_ns() + error_ns,
+            recorded=self.follows,
+        )
         while len(self.tails) > 1 and self.tails[0].empty:
             del self.tails[0]
         if not self.outages.open:
@@ -290,22 +305,57 @@ class Stretch:
             patience = format_duration(PATIENCE_NS)
             self._distrust(f"no heartbeat for {patience}, though they were promised")
             return
-        skew = lane.skew
-        if skew is None or not lane.live or self.suspended:
+        if not lane.live or (self.suspended and not self._lags):
             return
-        reason = heartbeats.doubt(
-            present_ns=self.present_ns(), error_ns=skew.error_ns, seconds=seconds
-        )
-        if reason:
-            self._distrust(reason)
-        elif not lane.shift_ns and skew.offset_ns + skew.error_ns < -PATIENCE_NS:
+        lag = self._lag(heartbeats, seconds)
+        if self._lags:
+            if not lag:
+                self._lags = False
+                logger.warning("%s: its heartbeats are in time again", lane.name)
+        elif lag or self._early(heartbeats):
+            self.doubtful = True
+        elif not lane.shift_ns and _is_old(lane.skew):
             # Its promises are true, and old by all other clocks.
             self._merge.advance(lane.index, self._inlet.clock_ns() - PATIENCE_NS)
+
+    def judge(self) -> None:
+        """Believe no promise that cannot be, and wait for none that is too late.
+
+        One that is late may be as true as any: what it is about is late with it, as in
+        a network that has less room than is sent. It is not waited for until it is in
+        time again, and that is all.
+        """
+        self.doubtful = False
+        lane, heartbeats = self._lane, self._heartbeats
+        if heartbeats is None:
+            return
+        if self._early(heartbeats):
+            self._distrust("its heartbeats promise what is yet to come")
+        elif lag := self._lag(heartbeats, 0.0):
+            self._lags = self.suspended = True
+            self._merge.suspend(lane.index)
+            logger.warning(
+                "%s: %s; nobody waits for it until they are in time again",
+                lane.name,
+                lag,
+            )
+            self._inlet.wake.set()
+
+    def _early(self, heartbeats: Heartbeats) -> bool:
+        skew = self._lane.skew
+        return skew is not None and heartbeats.early(
+            present_ns=self.present_ns() + skew.error_ns
+        )
+
+    def _lag(self, heartbeats: Heartbeats, seconds: float) -> str:
+        skew = self._lane.skew
+        present_ns = None if skew is None else self.present_ns() - skew.error_ns
+        return heartbeats.lag(present_ns=present_ns, seconds=seconds)
 
     def _distrust(self, reason: str) -> None:
         """Go on with a stream that keeps no promise as with one that made none."""
         lane = self._lane
-        lane.trusted = False
+        lane.trusted = self._lags = False
         lane.distrusted = reason
         if lane.follows:
             lane.live = True
@@ -320,9 +370,16 @@ class Stretch:
 
     def _see_whether_back(self) -> None:
         """Have the merge wait for the lane again when it is where the others are."""
+        if self._lags:
+            return
         index, config = self._lane.index, self._inlet.config
         slack_ns = config.hold_ns + config.disorder_ns
         if self._merge.watermark(index) >= self._merge.released_ns - slack_ns:
             self.suspended = False
             self._merge.resume(index)
             self._inlet.wake.set()
+
+
+def _is_old(skew: Skew | None) -> bool:
+    """Whether a clock is so far behind ours that nobody waits for it."""
+    return skew is not None and skew.offset_ns + skew.error_ns < -PATIENCE_NS

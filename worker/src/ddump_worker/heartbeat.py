@@ -31,7 +31,7 @@ class Tally:
     """What became of a stream's packets so far, as ``StreamInfo`` has it.
 
     ``received`` are those that the kernel took for it, ``dropped`` of them included. A
-    window has neither these nor ``interface_dropped``.
+    window has neither these nor ``interface_dropped``. All are as of ``counted_ns``.
     """
 
     received: int | None
@@ -39,6 +39,7 @@ class Tally:
     dropped: int
     delivered: int
     skipped: int
+    counted_ns: int
 
 
 class Heartbeat:
@@ -85,5 +86,9 @@ class Heartbeat:
             interface_dropped=tally.interface_dropped,
             dropped=tally.dropped,
             delivered=tally.delivered,
-            comment=str(StreamNote(ended=reason, skipped=tally.skipped)),
+            comment=str(
+                StreamNote(
+                    ended=reason, counted_ns=tally.counted_ns, skipped=tally.skipped
+                )
+            ),
         ).serialize()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -189,6 +190,7 @@ class Stream:
             dropped=capture.dropped,
             delivered=capture.packets,
             skipped=capture.skipped,
+            counted_ns=time.time_ns(),
         )
 
     def info(self) -> StreamInfo:
