@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddump_common.errors import UsageError
+from ddump_common.fields import MAX_HEADER_BYTES
 from ddump_common.units import SECONDS
 from ddump_common.window import (
     MAX_GAPS,
-    MAX_HEADER_BYTES,
     Interval,
     WindowReport,
     gaps,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from ddump_common.answers import RingInfo
-from ddump_common.api import RingQuery
+from ddump_common.api import Link, RingQuery
 from ddump_common.errors import (
     BrokenStreamError,
     RefusedError,
@@ -16,6 +16,7 @@ from ddump_common.errors import (
     UntrustedError,
 )
 from ddump_common.note import EndReason
+from ddump_common.ring import RingNote
 from ddump_common.window import Interval, WindowReport
 from ddump_merger.backoff import Backoff
 from ddump_merger.config import ClockMode
@@ -30,10 +31,7 @@ RECORDS = [Record(START + n * 1_000_000, b"%d" % n) for n in range(100)]
 NOW = START + 3600 * SECOND
 CUT = BrokenStreamError("cut")
 WHOLE = WindowReport(covered=Interval(begin_ns=START, end_ns=NOW))
-RING = RingInfo(
-    state="recording", link="sll", segments=1, packets=0, bytes=0, limit_bytes=0,
-    pinned_bytes=0, pinned_limit_bytes=0, dropped=0, lost=0, coverage=[],
-)  # fmt: skip
+RING = RingNote(link=Link.SLL, recording=True)
 
 
 @pytest.fixture(autouse=True)
@@ -215,10 +213,7 @@ async def test_what_the_ring_lacks_is_told(build, caplog, lacks):
 
 
 async def test_a_ring_that_looks_through_its_past_is_waited_for(build):
-    adopting = RingInfo(
-        **{name: getattr(RING, name) for name in RING.__struct_fields__}
-        | {"adopting": True}
-    )
+    adopting = replace(RING, adopting=True)
     peer = {"rings": [adopting, adopting, RING], "streams": [refill()]}
     run = build(broken(), peers={0: peer})
     assert parse_pcap(await run.to_the_end()) == RECORDS
@@ -227,10 +222,7 @@ async def test_a_ring_that_looks_through_its_past_is_waited_for(build):
 
 async def test_a_ring_that_says_so_for_ever_is_asked_all_the_same(build, monkeypatch):
     monkeypatch.setattr("ddump_merger.reconnect._LONGEST_ADOPTION_NS", SECOND // 10)
-    adopting = RingInfo(
-        **{name: getattr(RING, name) for name in RING.__struct_fields__}
-        | {"adopting": True}
-    )
+    adopting = replace(RING, adopting=True)
     run = build(broken(), peers={0: {"rings": [adopting], "streams": [refill()]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS
     assert told(run).filled
@@ -714,11 +706,10 @@ def again(records=RECORDS[80:], *, started_ns=RECORDS[80].timestamp_ns):
 
 @pytest.mark.parametrize(
     "told_ring",
-    [None, {"state": "failed: no space"}, {"partial": "filter"}],
+    [None, {"recording": False}, {"partial": True}, {"link": Link.SLL2}],
 )
 async def test_without_a_ring_the_gap_is_told(build, caplog, told_ring):
-    fields = {name: getattr(RING, name) for name in RING.__struct_fields__}
-    ring = None if told_ring is None else RingInfo(**(fields | told_ring))
+    ring = None if told_ring is None else replace(RING, **told_ring)
     run = build(broken(), peers={0: {"rings": [ring], "streams": [again()]}})
     assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
     assert told(run) == Outage(
@@ -739,6 +730,25 @@ async def test_a_ring_that_refuses_is_done_without(build, status):
     assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
     assert [each.path for each in run.peers[0].asked] == ["/ring", "/capture"]
     assert not told(run).filled
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 503])
+async def test_a_ring_that_cannot_be_asked_is_done_without(build, caplog, status):
+    refusal = RefusedError("not for you", status=status)
+    peer = {"rings": [refusal], "streams": [again()]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
+    assert [each.path for each in run.peers[0].asked] == ["/capture"]
+    assert not told(run).filled
+    assert "h0: its ring: not for you" in caplog.messages
+
+
+async def test_a_ring_that_cannot_be_asked_now_is_asked_again(build):
+    failing = RefusedError("bad gateway", status=502)
+    peer = {"rings": [failing, failing, RING], "streams": [refill()]}
+    run = build(broken(), peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told(run).filled
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ddump_common.answers import RingInfo
 from ddump_common.api import CaptureQuery, Link, RingQuery
 from ddump_common.pcap import Precision
+from ddump_common.ring import RingNote
 from ddump_merger.resume import Position, by_clock, keeps, resumed, started_anew
 from ddump_merger.target import parse_target
 
@@ -26,30 +26,25 @@ def position(**changes):
 
 
 def ring(**changes):
-    fields = {
-        "state": "recording", "link": "sll", "segments": 1, "packets": 0, "bytes": 0,
-        "limit_bytes": 0, "pinned_bytes": 0, "pinned_limit_bytes": 0, "dropped": 0,
-        "lost": 0, "coverage": [],
-    }  # fmt: skip
-    return RingInfo(**(fields | changes))
+    return RingNote(**({"link": Link.SLL, "recording": True} | changes))
 
 
 def test_which_rings_have_it_all():
     assert keeps(ring(), CaptureQuery())
     assert not keeps(None, CaptureQuery())
-    assert not keeps(ring(state="failed: no space"), CaptureQuery())
-    assert not keeps(ring(partial="filter"), CaptureQuery())
+    assert not keeps(ring(recording=False), CaptureQuery())
+    assert not keeps(ring(partial=True), CaptureQuery())
 
 
 def test_an_interface_is_known_by_its_index_only():
     query = CaptureQuery(interfaces=("eth0",), link=Link.SLL2)
-    assert keeps(ring(link="sll2"), query)
+    assert keeps(ring(link=Link.SLL2), query)
     assert not keeps(ring(), CaptureQuery(interfaces=("eth0",)))
 
 
 def test_what_is_converted_is_not_what_had_come():
-    assert keeps(ring(link="sll2"), CaptureQuery(link=Link.SLL2))
-    assert not keeps(ring(link="sll2"), CaptureQuery())
+    assert keeps(ring(link=Link.SLL2), CaptureQuery(link=Link.SLL2))
+    assert not keeps(ring(link=Link.SLL2), CaptureQuery())
     assert not keeps(ring(), CaptureQuery(link=Link.SLL2))
 
 

@@ -17,7 +17,7 @@ from ddump_merger.sink import Sink
 from ddump_merger.target import HttpTarget, parse_target
 
 if TYPE_CHECKING:
-    from ddump_common.answers import RingInfo
+    from ddump_common.ring import RingNote
     from ddump_common.window import WindowReport
     from ddump_merger.skew import Skew
 
@@ -84,7 +84,7 @@ class ScriptedPeer:
 
     target: HttpTarget
     streams: list[Script] = field(default_factory=list)
-    rings: list[RingInfo | Exception | None] = field(default_factory=list)
+    rings: list[RingNote | Exception | None] = field(default_factory=list)
     skews: list[Skew | None] = field(default_factory=list)
     asked: list[HttpTarget] = field(default_factory=list)
 

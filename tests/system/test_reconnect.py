@@ -166,6 +166,37 @@ async def test_a_cut_under_load_costs_nothing(tmp_path, window):
     assert told["late"] == 0
 
 
+@pytest.mark.parametrize(
+    ("allowed", "code"), [("'stream', 'window'", 0), ("'stream'", 4)]
+)
+async def test_who_may_look_into_the_ring_needs_no_other_permission(
+    tmp_path, allowed, code
+):
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f"[[access]]\nidentity = ['anonymous']\nallow = [{allowed}]\n")
+    packets = 2 * PACE
+    with network(1, prefix="ddump-rule") as net, net.feed(1) as feeder:
+        (host,) = net.hosts
+        async with (
+            worker(host, *ring(tmp_path, "rule"), "--config", rules) as started,
+            run(net.client, tmp_path, "-v", "-f", traffic.FILTER, f"web={started.url}")
+            as ddump,
+            asyncio.TaskGroup() as tasks,
+        ):  # fmt: skip
+            await ddump.until_said(": web: opened")
+            tasks.create_task(generate(net, feeder, host, packets, pace=PACE))
+            await ddump.until(PACE // 2)
+            host.kill_connections(8475)
+            await ddump.until_said(": web: back")
+            if code == 0:
+                await ddump.until(packets)
+            ended = await ddump.interrupted()
+    assert ended.code == code, ended.said
+    (outage,) = ended.target("web")["outages"]
+    assert outage["filled"] == (code == 0)
+    assert ("web: its ring: 403 " in ended.said) == (code != 0), ended.said
+
+
 async def test_what_a_broken_network_costs_is_told(tmp_path):
     """A worker without a ring; one that is killed, and comes back with the same ring."""
     packets = PACE * 4

@@ -38,6 +38,7 @@ __all__ = [
     "MEDIA_TYPE_PROBLEM",
     "METRICS_PATH",
     "OPENAPI_PATH",
+    "RING_HEADER",
     "RING_PATH",
     "SEGMENTS_PATH",
     "STATUS_PATH",
@@ -73,6 +74,9 @@ STREAM_HEADER = "Ddump-Stream"
 
 WINDOW_HEADER = "Ddump-Window"
 """What of a window the ring has: see ``ddump_common.window``."""
+
+RING_HEADER = "Ddump-Ring"
+"""What the ring keeps that answers: see ``ddump_common.ring``."""
 
 CERTIFICATE_HEADER = "Ddump-Client-Certificate"
 USER_HEADER = "Ddump-Client-User"

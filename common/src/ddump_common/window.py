@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .fields import items, parse_dictionary
 from .timespec import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Interval", "WindowReport", "gaps", "merge_intervals"]
 
 MAX_GAPS = 32
-MAX_HEADER_BYTES = 8190  # what aiohttp takes of one header
-
-# RFC 9651, 4.2: a dictionary of items and inner lists, with parameters or without.
-# What is no string of ours is only passed over, so its grammar is wider here. No two
-# parts that repeat can begin with the same character: there is one way to read it.
-_STRING = r'"(?:[ !#-\[\]-~]|\\["\\])*"'
-_BARE = rf"""(?:%?{_STRING}|:[A-Za-z0-9+/=]*:|[^\s"%:,;()=][^\s",;()=]*)"""
-_KEY = "[a-z*][a-z0-9_.*-]*"
-_PARAMETERS = rf"(?:; *{_KEY}(?:={_BARE})?)*"
-_ITEM = rf"{_BARE}{_PARAMETERS}"
-_INNER_LIST = rf"\( *((?:{_ITEM}(?: +{_ITEM})* *)?)\){_PARAMETERS}"
-_MEMBER = re.compile(rf"({_KEY})(?:=(?:{_INNER_LIST}|({_ITEM}))|{_PARAMETERS})")
-_ITEMS = re.compile(_ITEM)
-_COMMA = re.compile(r"[ \t]*,[ \t]*")
 _INTERVAL = re.compile(r'"([0-9TZ:./-]{1,80})"')
 _NUMBER = re.compile(r"([0-9]{1,15})(?:;.*)?")
 
@@ -167,9 +154,7 @@ class WindowReport:
             UsageError: it is not such a value.
 
         """
-        if len(value) > MAX_HEADER_BYTES:
-            raise UsageError("a header that is too long")
-        members = _members(value.strip(" "))
+        members = parse_dictionary(value)
         if "gaps" not in members:
             raise UsageError("a header that names no gaps")
         covered, omitted = members.get("covered"), members.get("omitted", "0")
@@ -178,27 +163,9 @@ class WindowReport:
             raise UsageError(f"{omitted!r} is no number of gaps")
         return cls(
             covered=None if covered is None else _interval(covered),
-            gaps=tuple(map(_interval, _ITEMS.findall(members["gaps"]))),
+            gaps=tuple(map(_interval, items(members["gaps"]))),
             omitted=int(number[1]),
         )
-
-
-def _members(value: str) -> dict[str, str]:
-    """Return the members of a dictionary by name: what is after ``=``, or in a list.
-
-    Of members of one name the last counts, as RFC 9651 has it.
-    """
-    members: dict[str, str] = {}
-    comma, at = None, 0
-    while match := _MEMBER.match(value, at):
-        members[match[1]] = match[2] or match[3] or ""
-        comma = _COMMA.match(value, match.end())
-        at = comma.end() if comma else match.end()
-        if comma is None:
-            break
-    if comma is not None or at < len(value) or not members:
-        raise UsageError("a header that is no structured field")
-    return members
 
 
 def _interval(item: str) -> Interval:

@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from ddump_common.answers import Segments, Status
-from ddump_common.api import SEGMENTS_PATH, STATUS_PATH
-from ddump_common.errors import RefusedError
+from ddump_common.api import (
+    RING_HEADER,
+    RING_PATH,
+    SEGMENTS_PATH,
+    STATUS_PATH,
+    RingQuery,
+)
+from ddump_common.errors import RefusedError, UsageError
+from ddump_common.ring import RingNote
 
-from .stream import fetch
+from .stream import fetch, fetch_field
 
 if TYPE_CHECKING:
     import aiohttp
 
     from .target import HttpTarget
 
-__all__ = ["fetch_segments", "fetch_status"]
+__all__ = ["fetch_ring", "fetch_segments", "fetch_status"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -57,6 +64,31 @@ async def fetch_segments(
         target, session, SEGMENTS_PATH, Segments,
         max_bytes=_MAX_SEGMENTS_BYTES, timeout_ns=timeout_ns,
     )  # fmt: skip
+
+
+async def fetch_ring(
+    target: HttpTarget, session: aiohttp.ClientSession, *, timeout_ns: int
+) -> RingNote | None:
+    """Return what a worker's ring keeps; ``None`` when it does not tell.
+
+    Who may follow the ring may ask for that.
+
+    Raises:
+        PeerError: the ring cannot be followed, and why.
+
+    """
+    value = await fetch_field(
+        target.at(RING_PATH, RingQuery(follow=True)),
+        session,
+        RING_HEADER,
+        timeout_ns=timeout_ns,
+    )
+    try:
+        return RingNote.parse(value) if value else None
+    except UsageError as exc:
+        raise RefusedError(
+            f"its {RING_HEADER} is wrong: {exc}", status=HTTPStatus.OK
+        ) from exc
 
 
 async def _fetch(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from ddump_common.errors import RefusedError
 from ddump_common.units import SECONDS
 
-from .account import fetch_status
+from .account import fetch_ring
 from .names import fetch_names
 from .skew import measure
 from .stream import HttpSource
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from ddump_common.answers import RingInfo
+    from ddump_common.ring import RingNote
 
     from .skew import Skew
     from .target import HttpTarget
@@ -59,18 +60,18 @@ class HttpPeer:
             self.target, self._session, timeout_ns=self._patience_ns
         )
 
-    async def ring(self) -> RingInfo | None:
-        """Return what it says of its ring; ``None`` when it has none, or does not tell.
+    async def ring(self) -> RingNote | None:
+        """Return what its ring keeps; ``None`` when it has none, or does not tell.
 
         Raises:
-            UnreachableError: it does not answer.
-            UntrustedError: one side does not take the other's certificate.
+            PeerError: it cannot be asked, or its ring not be had.
 
         """
         try:
-            status = await fetch_status(
+            return await fetch_ring(
                 self.target, self._session, timeout_ns=self._connect_timeout_ns
             )
-        except RefusedError:
-            return None
-        return status.ring
+        except RefusedError as exc:
+            if exc.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise

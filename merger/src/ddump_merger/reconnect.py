@@ -24,8 +24,8 @@ from .target import HttpTarget
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ddump_common.answers import RingInfo
     from ddump_common.errors import FormatError
+    from ddump_common.ring import RingNote
 
     from ._merge import Seam
     from .inlet import Inlet
@@ -70,12 +70,11 @@ class Peer(Protocol):
     async def names(self) -> Mapping[int, str]:
         """Return the names of its interfaces by index, as far as they are known."""
 
-    async def ring(self) -> RingInfo | None:
-        """Return what it says of its ring; ``None`` when it has none, or does not tell.
+    async def ring(self) -> RingNote | None:
+        """Return what its ring keeps; ``None`` when it has none, or does not tell.
 
         Raises:
-            UnreachableError: it does not answer.
-            UntrustedError: one side does not take the other's certificate.
+            PeerError: it cannot be asked, or its ring not be had.
 
         """
 
@@ -195,10 +194,11 @@ class Reconnect:
 
     async def _try(self, peer: Peer, target: HttpTarget, seam: Seam | None) -> bool:
         lane, stretch = self._lane, self._stretch
-        ring = await self._ring(peer) if lane.trusted else None
+        asks = lane.trusted and not self._ring_fails
+        ring = await self._ring(peer) if asks else None
         if lane.skew is not None:
             stretch.measured(await peer.skew())
-        if keeps(ring, target.query) and not self._ring_fails:
+        if keeps(ring, target.query):
             position = stretch.position(seam)
             asked = resumed(target, position, now_ns=stretch.present_ns())
             if asked is None:
@@ -221,19 +221,26 @@ class Reconnect:
         stretch.lose()
         return True
 
-    async def _ring(self, peer: Peer) -> RingInfo | None:
-        """Return what the worker says of its ring, once it has looked through its past.
+    async def _ring(self, peer: Peer) -> RingNote | None:
+        """Return what the worker's ring keeps, once it has looked through its past.
 
         Raises:
-            UnreachableError, UntrustedError: as the peer's.
+            PeerError: there may be one later.
 
         """
+        try:
+            return await self._adopted(peer)
+        except RefusedError as exc:
+            self._do_without(exc)
+            return None
+
+    async def _adopted(self, peer: Peer) -> RingNote | None:
         waited = False
         if self._adopted_by is None:
             self._adopted_by = self._loop.time() + _LONGEST_ADOPTION_NS / SECONDS
         while True:
             ring = await peer.ring()
-            if ring is None or not ring.adopting or self._ring_fails:
+            if ring is None or not ring.adopting:
                 return ring
             if self._loop.time() >= self._adopted_by:
                 return ring
@@ -255,14 +262,21 @@ class Reconnect:
         try:
             await source.open()
         except RefusedError as exc:
-            # A worker is busy with other windows: its stream goes on without.
-            busy = exc.status == HTTPStatus.SERVICE_UNAVAILABLE
-            if _passes(exc) and not busy:
-                raise
-            logger.warning("%s: its ring: %s", self._lane.name, exc)
-            self._ring_fails = not busy
+            self._do_without(exc)
             return None
         return source
+
+    def _do_without(self, exc: RefusedError) -> None:
+        """Say that the stream goes on without the ring; raise what passes.
+
+        A worker that is busy with other windows is not waited for, and asked again after
+        the next break.
+        """
+        busy = exc.status == HTTPStatus.SERVICE_UNAVAILABLE
+        if _passes(exc) and not busy:
+            raise exc
+        logger.warning("%s: its ring: %s", self._lane.name, exc)
+        self._ring_fails = not busy
 
 
 def _passes(exc: RefusedError) -> bool:

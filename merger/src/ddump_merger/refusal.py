@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .certificate import Certificate
     from .target import HttpTarget
 
-__all__ = ["check_type", "media_type", "refusal", "window_header"]
+__all__ = ["check_type", "field", "media_type", "refusal"]
 
 # By what a server asks for it (RFC 7617, RFC 6750); a certificate it cannot ask for.
 _OPTIONS = {"basic": "--user", "bearer": "--token-file"}
@@ -48,10 +48,10 @@ def media_type(response: aiohttp.ClientResponse) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def window_header(response: aiohttp.ClientResponse) -> str:
-    """Return the value of ``Ddump-Window``, empty when there is none."""
+def field(response: aiohttp.ClientResponse, name: str) -> str:
+    """Return the value of a header that is a dictionary, empty when there is none."""
     # RFC 9651, 4.2: several lines are one field.
-    return ", ".join(response.headers.getall(WINDOW_HEADER, []))
+    return ", ".join(response.headers.getall(name, []))
 
 
 def check_type(response: aiohttp.ClientResponse) -> None:
@@ -164,7 +164,7 @@ def _outside(
     The worker's own words are for who asks with curl, and have UTC.
     """
     try:
-        report = WindowReport.parse(window_header(response))
+        report = WindowReport.parse(field(response, WINDOW_HEADER))
     except UsageError:
         return None
     if report.covered is not None:

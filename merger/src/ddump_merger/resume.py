@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 from ddump_common.api import RING_PATH, CaptureQuery, Link, RingQuery
 
 if TYPE_CHECKING:
-    from ddump_common.answers import RingInfo
+    from ddump_common.ring import RingNote
 
     from .target import HttpTarget
 
 __all__ = ["Position", "by_clock", "keeps", "resumed", "started_anew"]
-
-_RECORDING = "recording"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +37,13 @@ class Position:
     again_octets: int = 0
 
 
-def keeps(ring: RingInfo | None, query: CaptureQuery) -> bool:
+def keeps(ring: RingNote | None, query: CaptureQuery) -> bool:
     """Return whether a ring has all that a stream would have brought, while it lasts.
 
     And as it would have: SLL has no interface, SLL2 no VLAN tag, so that what comes of
     one as the other is not what had come already.
     """
-    if ring is None or ring.state != _RECORDING or ring.partial:
-        return False
-    if ring.link != query.link.value:
+    if ring is None or not ring.recording or ring.partial or ring.link != query.link:
         return False
     return not query.interfaces or query.link is Link.SLL2  # which has the interface
 
@@ -80,8 +76,7 @@ def resumed(
         until_ns=until_ns,
         follow=until_ns is None or until_ns > now_ns,
     )
-    prefix = target.path.rpartition("/")[0]
-    return replace(target, path=prefix + RING_PATH, query=asked)
+    return target.at(RING_PATH, asked)
 
 
 def started_anew(

@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import aiohttp
+from aiohttp import hdrs
 from yarl import URL
 
 from ddump_common.api import (
@@ -40,7 +41,7 @@ from . import __version__
 from .connector import Connector
 from .distrust import presented, why_not_trusted
 from .failure import explain, map_exceptions, one_line
-from .refusal import check_type, media_type, refusal, window_header
+from .refusal import check_type, field, media_type, refusal
 from .resolver import Resolver
 from .skew import Stopwatch, tracing
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from .target import HttpTarget
     from .trust import Trust
 
-__all__ = ["HttpSource", "fetch", "open_session"]
+__all__ = ["HttpSource", "fetch", "fetch_field", "open_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ def _is_trusted(response: aiohttp.ClientResponse) -> bool:
 def _window_report(
     response: aiohttp.ClientResponse, target: HttpTarget
 ) -> WindowReport | None:
-    value = window_header(response)
+    value = field(response, WINDOW_HEADER)
     if not value:
         return None
     try:
@@ -286,6 +287,29 @@ async def fetch(
     return data
 
 
+async def fetch_field(
+    target: HttpTarget,
+    session: aiohttp.ClientSession,
+    name: str,
+    *,
+    timeout_ns: int,
+) -> str:
+    """Return a header of what ``target`` would answer, empty when it has none.
+
+    It is asked for no more than that (``HEAD``).
+
+    Raises:
+        PeerError: it would not answer, and why.
+
+    """
+    response = await _get(
+        target, target.url, session,
+        accept=_ACCEPT, timeout_ns=timeout_ns, method=hdrs.METH_HEAD,
+    )  # fmt: skip
+    response.close()
+    return field(response, name)
+
+
 async def _get(
     target: HttpTarget,
     url: str,
@@ -293,6 +317,7 @@ async def _get(
     *,
     accept: str,
     timeout_ns: int,
+    method: str = hdrs.METH_GET,
     stopwatch: Stopwatch | None = None,
 ) -> aiohttp.ClientResponse:
     """Return a response with status 200, its body unread."""
@@ -302,7 +327,8 @@ async def _get(
     with map_exceptions(target, timeout_ns=timeout_ns, own=_own(session)):
         async with asyncio.timeout(timeout_ns / SECONDS):
             try:
-                response = await session.get(
+                response = await session.request(
+                    method,
                     URL(url, encoded=True),
                     headers=headers,
                     allow_redirects=False,

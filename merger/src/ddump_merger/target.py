@@ -145,10 +145,17 @@ class HttpTarget:
         query = urlencode(self.query.pairs(), quote_via=quote)
         return f"{self.origin}{self.path}" + (f"?{query}" if query else "")
 
+    @property
+    def _prefix(self) -> str:
+        return self.path.rpartition("/")[0]
+
     def api_url(self, path: str) -> str:
         """Return the URL of another resource of the same worker, behind its proxy."""
-        prefix = self.path.rpartition("/")[0]
-        return f"{self.origin}{prefix}{path}"
+        return f"{self.origin}{self._prefix}{path}"
+
+    def at(self, path: str, query: CaptureQuery) -> HttpTarget:
+        """Return the same worker's target with another path and query."""
+        return replace(self, path=self._prefix + path, query=query)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from ddump_common.answers import (
 from ddump_common.api import (
     MEDIA_TYPE_PCAP,
     MEDIA_TYPE_PCAPNG,
+    RING_HEADER,
     STREAM_HEADER,
     WINDOW_HEADER,
     CaptureQuery,
@@ -118,6 +119,7 @@ async def ring(request: web.Request) -> web.StreamResponse:
     pcapng = _wants_pcapng(request)
     response = _response(pcapng=pcapng)
     response.headers[WINDOW_HEADER] = plan.report.serialize()
+    response.headers[RING_HEADER] = core.recording.ring.note().serialize()
     if request.method == hdrs.METH_HEAD:
         return response
     stream = core.streams.open(order=order, started_ns=time.time_ns())

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from ddump_common.units import SECONDS
 
-from .recorder import RECORDING
+from .ring import RECORDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

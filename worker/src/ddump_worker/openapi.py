@@ -31,6 +31,7 @@ from ddump_common.api import (
     MEDIA_TYPE_PROBLEM,
     METRICS_PATH,
     OPENAPI_PATH,
+    RING_HEADER,
     RING_PATH,
     SEGMENTS_PATH,
     STATUS_PATH,
@@ -117,6 +118,10 @@ _HEADERS: dict[str, tuple[_Json, str]] = {
         {"type": "string"},
         "What of the window the ring has, a structured field (RFC 9651).",
     ),
+    RING_HEADER: (
+        {"type": "string"},
+        "What the ring keeps, a structured field (RFC 9651).",
+    ),
     "WWW-Authenticate": ({"type": "string"}, "How to say who asks."),
     "Retry-After": (
         {"type": "string", "pattern": "^[0-9]+$"},
@@ -171,7 +176,7 @@ def document() -> bytes:
             _PACKETS,
             (*_STREAMED, 404, 416),
             parameters=window,
-            headers=(WINDOW_HEADER,),
+            headers=(WINDOW_HEADER, RING_HEADER),
         ),
         HEALTH_PATH: _path("This process answers.", health, _COMMON, is_open=True),
         OPENAPI_PATH: _path(

@@ -27,14 +27,15 @@ from ddump_common.units import SECONDS
 from .capture import BATCH_BYTES, Handle
 from .directory import REFRESH_NS, UNREAD_NS
 from .interfaces import interfaces
-from .tail import RECORDING, Tail
+from .ring import RECORDING
+from .tail import Tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .ring import Ring
 
-__all__ = ["RECORDING", "PacketSource", "Recorder"]
+__all__ = ["PacketSource", "Recorder"]
 
 _log = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ from ddump_common.answers import IntervalInfo, RingInfo, SegmentInfo
 from ddump_common.api import Link
 from ddump_common.errors import DdumpError, UsageError
 from ddump_common.pcap import MAX_SNAPLEN
+from ddump_common.ring import RingNote
 from ddump_common.units import format_size
 from ddump_common.window import Interval, merge_intervals
 
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 
     from .segment import Segment
 
-__all__ = ["Pins", "Ring", "RingOptions"]
+__all__ = ["RECORDING", "Pins", "Ring", "RingOptions"]
+
+RECORDING = "recording"
+"""The state of a ring that is recorded without trouble; any other says what is wrong."""
 
 _log = logging.getLogger(__name__)
 
@@ -313,6 +317,15 @@ class Ring:
             ],
             shortened=self._shortened,
             partial=self.options.partial,
+            adopting=bool(self._unread),
+        )
+
+    def note(self) -> RingNote:
+        """Return what answers out of the ring say of it."""
+        return RingNote(
+            link=self.options.link,
+            recording=self.state == RECORDING,
+            partial=bool(self.options.partial),
             adopting=bool(self._unread),
         )
 

@@ -25,6 +25,7 @@ from ddump_common.errors import CaptureError
 from ddump_common.pcap import PcapHeader
 
 from ._ring import preallocate
+from .ring import RECORDING
 from .sidecar import write_sidecar
 
 if TYPE_CHECKING:
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
     from .ring import Ring
     from .segment import Segment
 
-__all__ = ["RECORDING", "Tail"]
+__all__ = ["Tail"]
 
 _log = logging.getLogger(__name__)
 
-RECORDING = "recording"
 _NOT_TAKEN = "the disk does not take packets"
 _NOT_MADE = "no segment can be made"
 
