@@ -17,7 +17,7 @@ from support import skewed, traffic
 from support.captures import late_in
 from support.namespaces import network
 from support.relay import relay
-from support.runs import run, streaming, worker
+from support.runs import generate, run, streaming, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
@@ -117,6 +117,41 @@ async def test_wrong_clocks_cost_order_at_most(tmp_path):
     assert sorted(data[16 + 20 + 8 :] for _, _, data in ended.records) == sent
     late = late_in(stamp for stamp, _, _ in ended.records)
     assert late == sum(ended.target(name)["late"] for name in OFFSETS)
+
+
+async def test_a_clock_ahead_of_what_may_be_held_costs_order_at_most(tmp_path):
+    """Three seconds of it are twelve times ``--buffer``."""
+    packets, pace, size = 4000, 2000, 500
+    names = ("ahead", "right")
+    with network(len(names), prefix="ddump-full") as net:
+        async with contextlib.AsyncExitStack() as stack:
+            feeders = [stack.enter_context(net.feed(number)) for number in (1, 2)]
+            urls = {}
+            for name, host in zip(names, net.hosts, strict=True):
+                offset = str(OFFSETS.get(name, 0))
+                program = [sys.executable, str(Path(skewed.__file__)), offset]
+                started = await stack.enter_async_context(worker(host, program=program))
+                urls[name] = started.url
+            ddump = await stack.enter_async_context(
+                run(net.client, tmp_path, "--buffer", "256KiB", "--duration", "4s",
+                    "-f", traffic.FILTER, *map("=".join, urls.items()))
+            )  # fmt: skip
+            await streaming(net.client, urls.values())
+            async with asyncio.TaskGroup() as tasks:
+                for feeder, host in zip(feeders, net.hosts, strict=True):
+                    tasks.create_task(
+                        generate(net, feeder, host, packets, pace=pace, size=size)
+                    )
+            ended = await ddump.ended()
+    assert ended.code == 0, ended.said
+    told = {name: ended.target(name) for name in names}
+    for name in names:
+        assert told[name]["packets"] == packets
+        assert told[name]["dropped"] == told[name]["missing"] == 0
+    assert told["ahead"]["late"] == 0
+    assert told["right"]["late"] > 0
+    late = late_in(stamp for stamp, _, _ in ended.records)
+    assert late == told["right"]["late"]
 
 
 async def test_corrected_clocks_give_the_true_order(tmp_path):
