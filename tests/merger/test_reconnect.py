@@ -1030,6 +1030,16 @@ async def test_a_silent_stream_that_promised_heartbeats_is_broken(build):
 
 
 @pytest.mark.usefixtures("_impatient")
+async def test_a_silent_window_that_promised_heartbeats_is_broken(build):
+    """Its worker has them while it looks, too: it is gone, whatever it may take."""
+    run = build(
+        broken(RECORDS[:60], 50, Forever), words=["http://h0?last=1h"], peers={0: {}}
+    )
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert run.errors == ["nothing came for 100ms, not even a heartbeat"]
+
+
+@pytest.mark.usefixtures("_impatient")
 async def test_a_silent_stream_that_promised_nothing_is_not(build):
     run = build(Script([pcap(RECORDS), Forever]), peers={0: {}})
     async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:

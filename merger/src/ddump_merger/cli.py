@@ -274,7 +274,7 @@ _CONNECTION_OPTIONS = _options(
     type=_DURATION,
     default=format_duration(defaults.TIMEOUT_NS),
     show_default=True,
-    help="How long a window, standard input or a pipe may be silent.",
+    help="How long a window, standard input or a pipe may bring nothing.",
 )
 @click.option(
     "--clock",

@@ -135,12 +135,14 @@ class Reader:
             return await lane.source.read()
         if not isinstance(lane.target, HttpTarget):
             return await lane.source.read()  # it has a timeout of its own
-        silence_ns = PATIENCE_NS if lane.live else self._inlet.config.timeout_ns
+        silence_ns = self._inlet.config.timeout_ns
+        if lane.trusted:
+            silence_ns = PATIENCE_NS if lane.live else min(PATIENCE_NS, silence_ns)
         try:
             return await read_within(lane.source, silence_ns)
         except SilentError:
             silence = format_duration(silence_ns)
-            if lane.live:
+            if lane.trusted:
                 raise BrokenStreamError(
                     f"nothing came for {silence}, not even a heartbeat"
                 ) from None
