@@ -543,7 +543,7 @@ async def test_a_connection_that_the_system_gives_up(monkeypatch):
     async def given_up(*_, **__):
         raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
-    monkeypatch.setattr(aiohttp.ClientSession, "get", given_up)
+    monkeypatch.setattr(aiohttp.ClientSession, "request", given_up)
     async with source("http://127.0.0.1") as one:
         with pytest.raises(UnreachableError, match="connection timed out"):
             await one.open()
