@@ -280,6 +280,21 @@ def test_each_worker_has_its_path(place, mine):
             assert json.loads(told.stdout)["connections"] == 1, told.stdout
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/capture", 401), ("/ring", 401), ("/hosts/web1/ring", 502)]
+)
+def test_where_streams_flow_a_refusal_is_the_last_answer(place, path, status):
+    # Behind others that nobody takes, it would be kept for as long as a stream.
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: {place.host.address}\r\n"
+        "Authorization: Bearer nobody's\r\n\r\n"
+    )
+    with place.connect(place.context(None)) as client:
+        client.sendall(2 * request.encode())
+        answers = b"".join(iter(lambda: client.recv(4096), b""))
+    assert re.findall(rb"HTTP/1\.1 ([0-9]+)", answers) == [b"%d" % status]
+
+
 def test_what_is_logged_of_requests(place, mine, tmp_path):
     after = "host 192.0.2.99"
     password = ["-u", f"{place.user}:{place.password}"]

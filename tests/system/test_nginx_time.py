@@ -15,6 +15,8 @@ import pytest
 
 from support.captures import parse_pcap
 from support.clock import Clock
+from support.machines import await_fact
+from support.nginx import PORT as NGINX_PORT
 from support.site import bearer, site
 from support.traffic import FILTER, PORT
 
@@ -22,6 +24,7 @@ pytestmark = [pytest.mark.live, pytest.mark.process]
 
 PING = "icmp[icmptype] == icmp-echo"
 DAY = 24 * 3600
+PIPELINED = 1000
 
 
 @pytest.fixture
@@ -103,6 +106,66 @@ def dechunked(body):
             return b"".join(pieces)
         pieces.append(body[end + 2 : end + 2 + length])
         at = end + 2 + length + 2
+
+
+def pipelined(place, client, path, fields=""):
+    """Ask very often, and take no answer."""
+    request = f"GET {path} HTTP/1.1\r\nHost: {place.host.address}\r\n{fields}\r\n"
+    # nginx does not read all of it while it cannot answer.
+    with contextlib.suppress(TimeoutError):
+        client.settimeout(0.2)
+        client.sendall(request.encode() * PIPELINED)
+
+
+def queues(place):
+    """Return what nginx's connections hold that their clients have not taken."""
+    told = place.host.run(
+        "ss", "-Htn", "state", "established", f"sport = :{NGINX_PORT}"
+    )
+    return [int(line.split()[1]) for line in told.stdout.splitlines()]
+
+
+def await_stuck(place, count):
+    """Wait until so many connections do not get on."""
+    before = []
+    while len(now := [each for each in queues(place) if each]) < count or now != before:
+        before = now
+        assert place.curl(f"{place.url}/api/v1/health").status == 200
+
+
+def taken(client):
+    """Take what is left of the answers, to the end of the connection; return how many."""
+    client.settimeout(5)
+    whole = b""
+    with contextlib.suppress(ssl.SSLEOFError, ConnectionResetError):
+        while piece := client.recv(1 << 20):
+            whole += piece
+    return whole.count(b"HTTP/1.1 ")
+
+
+def test_answers_that_are_no_streams_are_not_kept_for_who_does_not_take_them(
+    place, clock
+):
+    wrong = "Authorization: Bearer nobody's\r\n"
+    with contextlib.ExitStack() as stack:
+        stuck = []
+        for path, fields in (
+            ("/api/v1/health", ""),
+            ("/api/v1/status", ""),  # nginx refuses it
+            ("/api/v1/status", wrong),  # the worker does
+        ):
+            client = place.connect(place.context(None), receive_buffer=4096)
+            stuck.append(stack.enter_context(client))
+            pipelined(place, client, path, fields)
+        await_stuck(place, len(stuck))
+        clock.advance(20)
+        place.nginx.wake()
+        assert len(queues(place)) == len(stuck)
+        clock.advance(11)
+        place.nginx.wake()
+        await_fact(lambda: not queues(place))
+        for client in stuck:
+            assert taken(client) < PIPELINED
 
 
 def test_half_a_header_is_not_waited_for(place, clock):
