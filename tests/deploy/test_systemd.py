@@ -28,6 +28,7 @@ from ddump_common.units import SECONDS
 from support.machines import Machine, await_fact, machine, write_hosts
 from support.namespaces import Host, network
 from support.programs import BIN, started
+from support.readmes import blocks
 from support.roots import CHECKOUT
 
 if TYPE_CHECKING:
@@ -107,12 +108,6 @@ class Fleet:
             ) as process,
         ):
             yield process
-
-
-def blocks(path: Path) -> list[str]:
-    """Return the literal blocks of an RST file, without their margin."""
-    found = re.findall(r"::\n\n((?:    .*\n|\n)+)", path.read_text())
-    return [re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in found]
 
 
 def folder_of(wheel: bytes) -> str:
@@ -599,7 +594,7 @@ def test_it_ends_streams_as_they_are_and_then_itself(fleet, web1):
 
 
 def test_behind_a_proxy_it_gives_the_socket_to_that_group(fleet, web1):
-    toml, drop_in, links = blocks(CHECKOUT / "deploy/README.rst")[3:6]
+    toml, drop_in, limits, links = blocks(CHECKOUT / "deploy/README.rst")[3:7]
     client = fleet.make_client("grace")
     site = web1.path("/etc/nginx/conf.d/ddump.conf")
     settings = web1.path("/etc/ddump/worker.toml")
@@ -623,6 +618,7 @@ def test_behind_a_proxy_it_gives_the_socket_to_that_group(fleet, web1):
             socket, "http://localhost/api/v1/health",
         )  # fmt: skip
         web1.run("sh", "-ec", "mkdir /var/log/nginx; nginx 2>/dev/null")
+        web1.run("sh", "-ec", limits)
         site.write_bytes((CHECKOUT / "nginx/ddump.conf").read_bytes())
         web1.run("sh", "-ec", links)
         await_fact(lambda: ":8475 " in web1.run("ss", "-Hlnt"))

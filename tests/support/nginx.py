@@ -1,7 +1,8 @@
 """nginx as Debian runs it, with our ``nginx/ddump.conf`` beside its own files.
 
 It runs in a namespace of the network, where the paths that its files name are folders of
-one test: nothing of this host is changed, and no file of nginx is edited.
+one test: nothing of this host is changed. Of nginx's own files that alone is edited which
+``deploy/README.rst`` says.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from support.programs import started
+from support.readmes import block_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from support.certificates import Authority, Pair
     from support.namespaces import Host
 
-CONFIGURATION = Path(__file__).parents[2] / "nginx/ddump.conf"
+_CHECKOUT = Path(__file__).parents[2]
+CONFIGURATION = _CHECKOUT / "nginx/ddump.conf"
 PORT = 8475
 USER = "www-data"
 START_SECONDS = 8
@@ -143,10 +146,13 @@ def nginx(
     mounts = [
         f"mount --bind {folder}/{part} {place}" for part, place in _PLACES.items()
     ]
+    limits = block_with(_CHECKOUT / "deploy/README.rst", "worker_connections")
     words = ["exec", "env", *(f"{name}={value}" for name, value in environment.items())]
-    script = " && ".join([*mounts, f"{' '.join(words)} nginx -g 'daemon off;'"])
+    # As systemd has it begin.
+    begun = ["ulimit -Sn 1024", f"{' '.join(words)} nginx -g 'daemon off;'"]
+    script = "\n".join([*mounts, limits, *begun])
     with started(
-        host.command("sh", "-c", script), stderr=subprocess.PIPE, text=True
+        host.command("sh", "-ec", script), stderr=subprocess.PIPE, text=True
     ) as process:
         with host.entered():
             _await_port(host.address, process)
