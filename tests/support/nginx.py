@@ -37,6 +37,7 @@ _PLACES = {
     "run": "/run",
     "log": "/var/log/nginx",
     "lib": "/var/lib/nginx",
+    "sysctl": "/etc/sysctl.d",
 }
 
 
@@ -108,7 +109,7 @@ def prepare(
     """Lay out ``folder``: Debian's files, ours, and those that ours names."""
     shutil.copytree("/etc/nginx", folder / "etc", symlinks=True)
     shutil.copy(CONFIGURATION, folder / "etc/conf.d")
-    for name in ("run/ddump", "log", "lib"):
+    for name in ("run/ddump", "log", "lib", "sysctl"):
         (folder / name).mkdir(parents=True)
     ours = folder / "etc/ddump"
     ours.mkdir()
@@ -146,13 +147,17 @@ def nginx(
     mounts = [
         f"mount --bind {folder}/{part} {place}" for part, place in _PLACES.items()
     ]
-    limits = block_with(_CHECKOUT / "deploy/README.rst", "worker_connections")
+    readme = _CHECKOUT / "deploy/README.rst"
+    limits = [block_with(readme, name) for name in ("worker_connections", "sysctl")]
     words = ["exec", "env", *(f"{name}={value}" for name, value in environment.items())]
     # As systemd has it begin.
     begun = ["ulimit -Sn 1024", f"{' '.join(words)} nginx -g 'daemon off;'"]
-    script = "\n".join([*mounts, limits, *begun])
+    script = "\n".join([*mounts, *limits, *begun])
     with started(
-        host.command("sh", "-ec", script), stderr=subprocess.PIPE, text=True
+        host.command("sh", "-ec", script),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         with host.entered():
             _await_port(host.address, process)

@@ -176,9 +176,10 @@ class Site:
         port: int = PORT,
         session: ssl.SSLSession | None = None,
         receive_buffer: int = 0,
+        source: Host | None = None,
     ) -> ssl.SSLSocket:
-        """Return a TLS connection from the client to a port of the host."""
-        with self.client.entered():
+        """Return a TLS connection from ``source``, the client, to a port of the host."""
+        with (source or self.client).entered():
             plain = socket.socket()
         plain.settimeout(5)
         if receive_buffer:
