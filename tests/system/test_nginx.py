@@ -24,6 +24,7 @@ from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
 from support.captures import parse_pcap
 from support.certificates import Authority
 from support.machines import await_fact
+from support.nginx import PORT as NGINX_PORT
 from support.nginx import USER, socket_path
 from support.programs import DDUMP, running_worker, started
 from support.site import bearer, certificate, site
@@ -178,6 +179,15 @@ def test_a_client_that_goes_is_noticed_though_nothing_comes(place, mine, accept,
                 client.unwrap()
             client.close()
         place.await_running(0, seconds=2)
+
+
+def test_a_silent_client_is_asked_whether_it_is_there(place, mine):
+    # ss writes 9 s and 876 ms as "9.876ms".
+    soon = rb"timer:\(keepalive,(10sec|[0-9]sec|[0-9]\.[0-9]+ms|[0-9]+ms),0\)"
+    ours = ("state", "established", f"sport = :{NGINX_PORT}")
+    with place.streaming(mine, f"filter={quote(SILENT)}"):
+        # When what was said is confirmed.
+        await_fact(lambda: re.search(soon, place.host.run("ss", "-Hnto", *ours).stdout))
 
 
 def test_a_reload_cuts_no_stream_and_loses_no_packet(place, mine, tmp_path):
