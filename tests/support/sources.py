@@ -21,6 +21,7 @@ class ScriptedSource:
         self._ready = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
         self._batches: collections.deque[tuple[bytes, int]] = collections.deque()
         self._stopped = False
+        self._fed = 0
         self.packets = 0
         self.data_bytes = 0
         self.dropped = 0
@@ -40,6 +41,7 @@ class ScriptedSource:
         """Have bytes delivered as one batch, records or not."""
         # In this order: whoever finds the batch can take it off the counter.
         os.eventfd_write(self._ready, 1)
+        self._fed += packets
         self._batches.append((batch, packets))
 
     def fail(self, error: Exception) -> None:
@@ -73,10 +75,10 @@ class ScriptedSource:
         self.stopped.set()
 
     def undelivered(self) -> int:
-        return self.hidden + sum(packets for _, packets in self._batches)
+        return self.hidden + self._fed - self.packets
 
     def statistics(self) -> tuple[int, int, int]:
-        return self.packets + self.dropped, self.dropped, 0
+        return self.packets + self.undelivered() + self.dropped, self.dropped, 0
 
     def fileno(self) -> int:
         return self._ready

@@ -52,7 +52,7 @@ class Script:
             return b""
         self._reader.recv(1)
         batch = self._batches.pop(0)
-        self.packets += 1
+        self.packets += bool(batch)
         self.data_bytes += len(batch)
         self.more = bool(self._batches)
         self.finished = self.packets == self.last
@@ -62,7 +62,9 @@ class Script:
         self.stopped += 1
 
     def undelivered(self) -> int:
-        return len(self._batches) + self.hidden
+        if self.finished:
+            return 0
+        return sum(map(bool, self._batches)) + self.hidden
 
     def statistics(self) -> tuple[int, int, int]:
         return 5, 3, 0
@@ -191,13 +193,41 @@ class TestDeliver:
             sent.append(batch)
 
         loop = asyncio.get_running_loop()
+
+        def close_block():
+            script.hidden = 0
+            script.put(b"one", b"two")
+
         # It comes later, out of a block that was open when the time was over.
-        loop.call_later(0.1, script.put, b"one", b"two")
+        script.hidden = 2
+        loop.call_later(0.5, close_block)
+        began = loop.time()
         reason = await capture.deliver(send, on_draining=lambda: drained.append(1))
         assert reason is EndReason.DURATION
         assert sent == [b"one", b"two"]
+        assert capture.undelivered == 0
+        # And then there is nothing to wait for.
+        assert loop.time() - began < 0.9
         assert drained == [1]
         assert script.stopped == 1
+
+    async def test_a_stream_without_packets_ends_at_once(self, script):
+        capture = live(script, duration_ns=50 * MILLISECONDS)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert await capture.deliver(None) is EndReason.DURATION
+        assert loop.time() - began < 0.1
+
+    async def test_what_never_comes_is_waited_for_a_second_and_counted(self, script):
+        capture = live(script, duration_ns=50 * MILLISECONDS)
+        script.hidden = 2
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert await capture.deliver(None) is EndReason.DURATION
+        assert 1 < loop.time() - began < 1.5
+        assert capture.undelivered == 2
+        capture.close()
+        assert capture.undelivered == 2
 
     async def test_a_duration_ends_under_load_too(self, script):
         capture = live(script, duration_ns=50 * MILLISECONDS)
@@ -279,16 +309,20 @@ class TestDeliver:
         assert reason is EndReason.SHUTDOWN
         assert script.packets == 1
 
-    async def test_the_drain_reads_over_what_is_too_late(self, script):
-        capture = live(script)
+    async def test_the_drain_reads_over_what_is_not_wanted(self, script):
+        capture, sent = live(script), []
         capture.stop()
+
+        async def send(batch):
+            sent.append(batch)
+
         began = time.monotonic()
-        # Batches that are empty, with more to come: all of it is stamped too late.
+        # Batches that are empty, with more to come: what is in them is not wanted.
         reason = await capture.deliver(
-            None, on_draining=lambda: script.put(b"", b"", b"")
+            send, on_draining=lambda: script.put(b"", b"", b"one")
         )
         assert reason is EndReason.SHUTDOWN
-        assert script.packets == 3
+        assert sent == [b"one"]
         assert time.monotonic() - began < 1
 
     async def test_counters_are_taken_until_it_is_closed(self, script):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 
 import pytest
 
@@ -22,7 +23,7 @@ from support.sources import ScriptedSource
 MB = 1_000_000
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND
-UNREAD = 100_000_000
+IN_FLIGHT = 50_000_000
 PATIENCE = 10
 
 
@@ -75,6 +76,11 @@ class Recorded:
         """Wait until ``condition`` holds; looked at on each commit and flush."""
         with self._changed:
             assert self._changed.wait_for(condition, PATIENCE)
+
+    def await_rounds(self, count: int) -> None:
+        """Wait until the recorder has looked for packets so often again."""
+        goal = self.recorder.rounds + count
+        self.await_that(lambda: self.recorder.rounds >= goal)
 
     def feed(self, records: list[Record], *, each: int = 1) -> None:
         """Have ``records`` recorded, ``each`` of them in a batch."""
@@ -158,11 +164,17 @@ def test_what_an_open_block_hides_at_the_end_is_waited_for(record):
     assert recorded.records() == records
 
 
-def test_what_is_never_shown_does_not_keep_it(record):
+def test_what_is_never_shown_keeps_it_for_a_second_and_is_not_covered(record, caplog):
     recorded = record()
-    recorded.source.hidden = 1
+    recorded.await_that(lambda: recorded.ring.flushed_ns)
+    recorded.source.hidden = 3
+    began, began_ns = time.monotonic(), time.time_ns()
     recorded.recorder.stop()
+    assert 1 <= time.monotonic() - began < 2
     assert recorded.ring.info().state == "ended"
+    assert recorded.ring.info().dropped == 3
+    assert recorded.ring.coverage()[-1].end_ns < began_ns
+    assert caplog.messages == ["3 packets are left in the kernel's ring"]
 
 
 def test_one_that_was_not_started_is_stopped(tmp_path):
@@ -175,12 +187,60 @@ def test_an_empty_read_tells_how_far_it_is_flushed(record):
     recorded = record(clock=clock)
     clock.advance(5 * SECOND)
     now_ns = clock.now_ns
-    recorded.await_that(lambda: recorded.ring.flushed_ns == now_ns - UNREAD)
-    assert recorded.ring.coverage() == (Interval(begin_ns=NOW, end_ns=now_ns - UNREAD),)
+    recorded.await_that(lambda: recorded.ring.flushed_ns == now_ns - IN_FLIGHT)
+    assert recorded.ring.coverage() == (
+        Interval(begin_ns=NOW, end_ns=now_ns - IN_FLIGHT),
+    )
     clock.advance(SECOND)
+    now_ns = clock.now_ns
     recorded.recorder.stop()
     # Whatever was captured until then is there.
-    assert recorded.ring.coverage() == (Interval(begin_ns=NOW, end_ns=clock.now_ns),)
+    assert recorded.ring.coverage() == (
+        Interval(begin_ns=NOW, end_ns=now_ns - IN_FLIGHT),
+    )
+
+
+def test_what_waits_in_the_kernel_holds_the_promise_whatever_the_clock_says(record):
+    clock = Clock()
+    recorded = record(clock=clock)
+    recorded.await_that(lambda: recorded.ring.flushed_ns == NOW - IN_FLIGHT)
+    recorded.source.hidden = 1
+    recorded.await_rounds(2)
+    clock.now_ns += SECOND // 2  # the steady one stands: it is not that long ago
+    recorded.await_rounds(3)
+    assert recorded.ring.flushed_ns == NOW - IN_FLIGHT
+    assert recorded.ring.coverage() == ()
+    recorded.source.hidden = 0
+    recorded.feed(some(1))
+    recorded.await_that(lambda: recorded.ring.flushed_ns == clock.now_ns - IN_FLIGHT)
+
+
+def test_while_there_is_always_more_the_promise_goes_on(record):
+    clock = Clock()
+    recorded = record(clock=clock)
+    recorded.await_that(lambda: recorded.ring.flushed_ns == NOW - IN_FLIGHT)
+    source, stamps, seen = recorded.source, [], set()
+
+    def come() -> None:
+        stamps.append(clock.now_ns)
+        source.feed(some(1, at=clock.now_ns))
+        clock.advance(SECOND // 1000)
+
+    def look() -> None:
+        # After each batch, on the recorder's thread.
+        if len(stamps) > 1:
+            assert source.more
+            seen.add(recorded.ring.flushed_ns)
+            assert recorded.ring.flushed_ns <= stamps[source.packets]
+            come()
+
+    end = recorded.ring.watch(look)
+    with source.held:
+        come()
+        come()
+    recorded.await_that(lambda: recorded.ring.flushed_ns > NOW + SECOND // 10)
+    end()
+    assert len(seen) > 50
 
 
 def test_while_more_waits_batches_become_larger(record):
@@ -240,18 +300,20 @@ def test_a_clock_that_is_set_begins_a_stretch_of_its_own(record, step, caplog):
     clock = Clock()
     recorded = record(clock=clock)
     clock.advance(10 * SECOND)
-    recorded.await_that(lambda: recorded.ring.flushed_ns == NOW + 10 * SECOND - UNREAD)
+    recorded.await_that(
+        lambda: recorded.ring.flushed_ns == NOW + 10 * SECOND - IN_FLIGHT
+    )
     clock.now_ns += step
     clock.advance(5 * SECOND)
     end_ns = clock.now_ns
-    recorded.await_that(lambda: recorded.ring.flushed_ns == end_ns - UNREAD)
+    recorded.await_that(lambda: recorded.ring.flushed_ns == end_ns - IN_FLIGHT)
     clock.advance(SECOND)
     recorded.await_that(lambda: len(recorded.ring.coverage()) == 2)
     recorded.recorder.stop()
     assert set(recorded.ring.coverage()) == {
-        Interval(begin_ns=NOW, end_ns=NOW + 10 * SECOND - UNREAD),
+        Interval(begin_ns=NOW, end_ns=NOW + 10 * SECOND - IN_FLIGHT),
         # From when it was noticed.
-        Interval(begin_ns=end_ns, end_ns=clock.now_ns),
+        Interval(begin_ns=end_ns, end_ns=clock.now_ns - IN_FLIGHT),
     }
     assert "the clock went" in caplog.text
     # What the first segment will not take is free.
@@ -278,7 +340,7 @@ def test_sidecars_are_written_while_it_grows(record):
     recorded.await_that(lambda: recorded.ring.info().dropped == 4)
     (segment,) = recorded.ring.segments()
     clock.advance(3 * SECOND)
-    end_ns = clock.now_ns - UNREAD
+    end_ns = clock.now_ns - IN_FLIGHT
     recorded.await_that(
         lambda: read_sidecar(segment.sidecar_path).end_ns == end_ns,
     )

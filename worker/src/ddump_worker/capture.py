@@ -6,10 +6,11 @@ for nothing. Opening and closing block, and run
 on a small executor.
 
 A packet waits in the kernel until its block is full or ``RETIRE_MS`` old; older
-kernels may need one more turn, hence ``_GRACE_SECONDS`` at the end of a stream.
+kernels may need one more turn, hence ``_GRACE_SECONDS`` before a stream is idle.
 
-How far the reading goes is told by the kernel's own count (``Mark``), and not by the
-clock and these times: a block may be closed late, and this process may sleep.
+How far the reading goes, and when a stream that is to end has all, is told by the
+kernel's own count (``progress.py``), and not by the clock and these times: a block may
+be closed late, and this process may sleep.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from ddump_common.errors import CaptureError
 from ddump_common.note import EndReason
 from ddump_common.pcap import Precision
-from ddump_common.units import MEBIBYTES, MILLISECONDS, SECONDS
+from ddump_common.units import MEBIBYTES, SECONDS
 
 from ._pcap import Capture
+from .progress import IN_FLIGHT_NS, PATIENCE_SECONDS, Progress
 from .source import Source
 
 if TYPE_CHECKING:
@@ -63,12 +65,6 @@ DEFAULT_BUFFER_SIZE = 32 * MEBIBYTES
 # kernel drops whatever arrives while that is being read.
 _BLOCK_BYTES = 256 << 10
 _THREADS = 4
-
-# How long after its stamp a packet may be counted, on a host whose processors are busy.
-_IN_FLIGHT_NS = 50 * MILLISECONDS
-# What has not come by then was counted and never was to come: libpcap does not deliver
-# the outgoing copies of loopback that were captured before the program was set.
-_LOST_SECONDS = 1.0
 
 
 class Handle(Protocol):
@@ -237,7 +233,7 @@ class Captures:
             query=query,
             granted=opened.granted,
             started_ns=opened.started_ns,
-            promised_ns=opened.program_ns - _IN_FLIGHT_NS,
+            promised_ns=opened.program_ns - IN_FLIGHT_NS,
             on_close=partial(self._close, opened.handle, lease),
         )
 
@@ -256,17 +252,6 @@ class Captures:
     async def shutdown(self) -> None:
         """Wait until all handles that were to be closed are."""
         await asyncio.to_thread(self._executor.shutdown)
-
-
-class Mark(NamedTuple):
-    """A moment, and how many packets will have been delivered when all before it were.
-
-    They should be by ``deadline``, a time of the loop.
-    """
-
-    time_ns: int
-    packets: int
-    deadline: float
 
 
 class LiveCapture(Source):
@@ -298,8 +283,7 @@ class LiveCapture(Source):
         self._received = 0
         self._dropped = 0
         self._undelivered = 0
-        self._mark: Mark | None = None
-        self._never = 0
+        self._progress = Progress()
 
     @property
     def packets(self) -> int:
@@ -323,7 +307,7 @@ class LiveCapture(Source):
 
     @property
     def undelivered(self) -> int:
-        """How many packets were captured and lost with the ring when it was closed."""
+        """How many packets were captured, and stay in the ring at its end."""
         return self._undelivered
 
     def refresh(self) -> None:
@@ -378,30 +362,24 @@ class LiveCapture(Source):
         """Send the heartbeat if it is due, after a read at ``began`` that was sent."""
         if self._heartbeat is None:
             return
-        mark = self._mark
-        if mark is not None and began >= mark.deadline and not self._handle.more:
-            self._never += max(mark.packets - self._handle.packets, 0)
-            mark = mark._replace(packets=0)
-        if mark is None or self._handle.packets >= mark.packets:
-            if mark is not None:
-                self._heartbeat.promise(mark.time_ns - _IN_FLIGHT_NS)
+        handle, progress = self._handle, self._progress
+        if progress.advance(handle.packets, more=handle.more, began=began):
             # In this order: all that is counted before that moment is in the number.
             time_ns = time.time_ns()
-            undelivered = self._handle.undelivered()
-            # What came all the same was only late.
-            self._never = min(self._never, undelivered)
-            waiting = undelivered - self._never
-            self._mark = Mark(
-                time_ns, self._handle.packets + waiting, began + _LOST_SECONDS
+            progress.set_mark(
+                time_ns,
+                packets=handle.packets,
+                undelivered=handle.undelivered(),
+                began=began,
             )
-            if not waiting:
-                self._heartbeat.promise(time_ns - _IN_FLIGHT_NS)
+            if progress.complete_ns is not None:
+                self._heartbeat.promise(progress.complete_ns)
         await self._beat(send)
 
     async def _drain(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         handle = self._handle
-        end = self._loop.time() + _GRACE_SECONDS
-        while not handle.finished:
+        end = self._loop.time() + PATIENCE_SECONDS
+        while self._progress.missing(handle.undelivered()):
             began = self._loop.time()
             batch = handle.read_batch(BATCH_BYTES)
             if batch:
@@ -411,10 +389,11 @@ class LiveCapture(Source):
                 continue
             if handle.more:
                 await asyncio.sleep(0)
-            elif self._loop.time() < end:
+            elif began < end:
                 await self._readable(min(end, self._due))
             else:
-                return
+                break
+        self._undelivered = handle.undelivered()
 
     async def _readable(self, deadline: float) -> None:
         self._waiter = self._loop.create_future()

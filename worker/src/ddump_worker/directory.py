@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
     from .sidecar import Sidecar
 
-__all__ = ["REFRESH_NS", "UNREAD_NS", "Directory", "Space", "check_directory"]
+__all__ = ["REFRESH_NS", "Directory", "Space", "check_directory"]
 
 _log = logging.getLogger(__name__)
 
 REFRESH_NS = 2 * SECONDS
 """How old the sidecar of a growing segment may be."""
 
-UNREAD_NS = 100 * MILLISECONDS
-"""How long a packet may wait in the kernel's open block: two timeouts of it."""
+# How long a packet may wait in the kernel's open block: two timeouts of it.
+_UNREAD_NS = 100 * MILLISECONDS
 
 _DIRECTORY_MODE = 0o750
 _FILE_MODE = 0o640
@@ -450,7 +450,7 @@ def _recorded(
     begin_ns = created_ns + SECONDS if said is None else said.begin_ns
     end_ns = begin_ns if said is None else max(begin_ns, said.end_ns)
     if greatest_ns is not None:
-        seen_ns = min(greatest_ns, modified_ns) - UNREAD_NS
+        seen_ns = min(greatest_ns, modified_ns) - _UNREAD_NS
         if said is not None:
             seen_ns = min(seen_ns, end_ns + 2 * REFRESH_NS)
         end_ns = max(end_ns, seen_ns)

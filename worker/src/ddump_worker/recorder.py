@@ -1,10 +1,10 @@
 """The thread that records: from the kernel's ring to the ring on the disk.
 
 It waits for the capture's descriptor, a tenth of a second at most, reads batches until
-nothing is left, and writes each at once. An empty read is what tells how far the ring
-is flushed: all that came before it, less what may be hidden in an open block of the
-kernel. When more waits than a batch holds, batches become larger, as this thread gets
-its turn among the others only so often.
+nothing is left, and writes each at once. How far the ring is flushed is told by the
+kernel's own count of packets (``progress.py``), also while there is always more. When
+more waits than a batch holds, batches become larger, as this thread gets its turn among
+the others only so often.
 
 It asks nobody and waits for nobody. What it cannot foresee ends it, is logged and kept
 as ``failure``; the segments stay, and are served.
@@ -25,8 +25,9 @@ from ddump_common.errors import CaptureError
 from ddump_common.units import SECONDS
 
 from .capture import BATCH_BYTES, Handle
-from .directory import REFRESH_NS, UNREAD_NS
+from .directory import REFRESH_NS
 from .interfaces import interfaces
+from .progress import IN_FLIGHT_NS, PATIENCE_SECONDS, Progress
 from .ring import RECORDING
 from .tail import Tail
 
@@ -90,6 +91,7 @@ class Recorder:
         self._ended = threading.Event()
         self._wake = -1
         self._poll = select.poll()
+        self._progress = Progress()
         self._dropped = 0
         self._refresh_ns = 0
         self._counted_ns = clock()
@@ -126,7 +128,7 @@ class Recorder:
     def stop(self) -> None:
         """Record what was captured until now, and end; again is harmless.
 
-        This waits for both threads, for a quarter of a second and what the disk takes.
+        This waits for both threads: a second at most, and what the disk takes.
         """
         self._ended.set()
         if self._wake >= 0:
@@ -173,15 +175,12 @@ class Recorder:
             if not source.more:
                 self._poll.poll(_POLL_MS)
                 target = BATCH_BYTES
-            began_ns = self._clock()
-            self._watch_clock(began_ns)
+            self._watch_clock(self._clock())
+            began = self._steady() / SECONDS
             self._read(min(target, self._most))
             if source.more:
                 target = min(2 * target, _LARGEST_BATCH)
-            else:
-                # First, so that who reads up to there knows what is not.
-                self._count_dropped()
-                self._tail.flush(began_ns - UNREAD_NS)
+            self._flush_after(began)
             self._ring.notify()
             self._refresh()
             self.rounds += 1
@@ -197,6 +196,24 @@ class Recorder:
         self._tail.append(batch, self._source.packets - before)
         return True
 
+    def _flush_after(self, began: float) -> None:
+        """Flush what is known to be complete after a read that began at ``began``."""
+        source, progress = self._source, self._progress
+        if not progress.advance(source.packets, more=source.more, began=began):
+            return
+        # In this order: all that is counted before that moment is in the number.
+        time_ns = self._clock()
+        progress.set_mark(
+            time_ns,
+            packets=source.packets,
+            undelivered=source.undelivered(),
+            began=began,
+        )
+        if progress.complete_ns is not None:
+            # First, so that who reads up to there knows what is not.
+            self._count_dropped()
+            self._tail.flush(progress.complete_ns)
+
     def _watch_clock(self, now_ns: int) -> None:
         offset_ns = now_ns - self._steady()
         step_ns = offset_ns - self._offset_ns
@@ -209,6 +226,7 @@ class Recorder:
             )
             self._count_dropped()
             self._tail.step(now_ns)
+            self._progress.restart()
 
     def _refresh(self) -> None:
         now_ns = self._steady()
@@ -219,30 +237,34 @@ class Recorder:
             if not self._tail.fits(b""):
                 self._tail.rotate(self._clock())
 
-    def _count_dropped(self) -> None:
+    def _count_dropped(self, left: int = 0) -> None:
+        """Note what was dropped since the last time, and what is ``left`` for good."""
         _, dropped, _ = self._source.statistics()
         now_ns = self._clock()
         self._tail.count_dropped(
-            dropped - self._dropped, since_ns=self._counted_ns, until_ns=now_ns
+            dropped - self._dropped + left,
+            since_ns=self._counted_ns,
+            until_ns=now_ns,
         )
         self._dropped, self._counted_ns = dropped, now_ns
 
-    def _drain(self) -> int:
-        """Record what the kernel still has; return until when that is."""
+    def _drain(self) -> int | None:
+        """Record what the kernel still has; return until when that is all, if it is."""
         source = self._source
         now_ns = self._clock()
-        deadline_ns = self._steady() + UNREAD_NS
+        deadline = self._steady() / SECONDS + PATIENCE_SECONDS
         self._poll.unregister(self._wake)
         source.stop()
-        while not source.finished:
+        while missing := self._progress.missing(source.undelivered()):
             if self._read(self._most) or source.more:
                 continue
-            left_ns = deadline_ns - self._steady()
-            if left_ns <= 0:
+            left = deadline - self._steady() / SECONDS
+            if left <= 0:
+                _log.warning("%d packets are left in the kernel's ring", missing)
                 break
-            self._poll.poll(left_ns / 1_000_000)
-        self._count_dropped()
-        return now_ns
+            self._poll.poll(left * 1000)
+        self._count_dropped(missing)
+        return None if missing else now_ns - IN_FLIGHT_NS
 
     def _adopt(self) -> None:
         try:

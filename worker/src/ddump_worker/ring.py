@@ -137,7 +137,7 @@ class Ring:
     """The segments in a directory, which this process alone records to.
 
     ``flushed_ns`` is a moment of the clock that stamps packets: all that came before
-    is in the segments. ``state`` is ``recording``, or says why nothing is recorded.
+    is in the segments; 0 while none is known. ``state`` is ``recording``, or says why nothing is recorded.
     ``evicted`` counts the segments that had to go since the start.
 
     Raises:

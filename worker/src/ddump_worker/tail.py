@@ -157,6 +157,7 @@ class Tail:
     def step(self, now_ns: int) -> None:
         """Begin a new segment after the clock was set; it covers nothing of before."""
         old = self._segment
+        self._ring.flushed_ns = 0  # by the new clock nothing is known yet
         # What it will not take is no reason to evict anything.
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, old.size)
