@@ -14,7 +14,7 @@ import pytest
 from ddump_common.api import Link
 from ddump_common.errors import DdumpError, UsageError
 from ddump_worker.directory import REFRESH_NS, Directory
-from ddump_worker.sidecar import Sidecar, read_sidecar, write_sidecar
+from ddump_worker.sidecar import Mark, Sidecar, read_sidecar, write_sidecar
 from support.captures import (
     SLL2,
     Record,
@@ -354,13 +354,16 @@ def test_what_the_sidecar_says_is_known_again(directory):
         end_ns=NOW + 5,
         dropped=2,
         lost=3,
+        lost_marks=[Mark(NOW + 1, NOW + 2, 3)],
         interfaces={"2": ["eth0"], "x": ["no index"]},
         closed=True,
     )
     left(directory, records(3, at=NOW + 99), said)
     segment = adopted(directory)
     assert (segment.begin_ns, segment.end_ns) == (NOW, NOW + 5)
-    assert (segment.drops.total, segment.lost) == (2, 3)
+    assert segment.drops.within(NOW + 3, NOW + 4) == segment.drops.total == 2
+    assert segment.losses.total == segment.losses.within(NOW + 2, NOW + 3) == 3
+    assert segment.losses.within(NOW + 3, NOW + 4) == 0
     assert segment.interfaces == {2: frozenset({"eth0"})}
 
 

@@ -833,13 +833,39 @@ class TestFollow:
         assert delivery.result() == "duration"
         assert client.records() == in_order(records)
 
-    async def test_what_the_disk_did_not_take_is_missing(self, writer, open_pull):
-        await writer.fill(2)
+    async def test_what_the_disk_did_not_take_is_missing_where_it_was(
+        self, writer, open_pull
+    ):
+        records = await writer.fill(2)
         first, *_ = writer.ring.segments()
-        first.lost = 5
-        opened = open_pull(writer)
-        await pulled(opened)
-        assert opened.skipped == 5
+        lost_ns = records[4].timestamp_ns
+        first.losses.add(5, since_ns=lost_ns, until_ns=lost_ns + 10)
+        for since_ns, until_ns, skipped in (
+            (0, FOREVER, 5),
+            (0, lost_ns, 0),
+            (0, lost_ns + 1, 5),
+            (lost_ns + 10, FOREVER, 5),
+            (lost_ns + 11, FOREVER, 0),
+        ):
+            opened = open_pull(writer, since_ns=since_ns, until_ns=until_ns)
+            assert first in opened._held.values()
+            assert opened.skipped == skipped
+            await pulled(opened)
+            assert opened.skipped == skipped
+
+    async def test_a_follower_that_comes_again_is_not_told_again_what_was_lost(
+        self, writer, open_pull
+    ):
+        records = await writer.write()
+        (segment,) = writer.ring.segments()
+        lost_ns = records[-1].timestamp_ns + 1
+        segment.losses.add(5, since_ns=lost_ns, until_ns=lost_ns)
+        assert open_pull(writer, follow=True).skipped == 5
+        again = open_pull(writer, since_ns=lost_ns + 1, follow=True)
+        assert again.skipped == 0
+        # Of what is lost from then on it is told.
+        segment.losses.add(3, since_ns=lost_ns + 2, until_ns=lost_ns + 9)
+        assert again.skipped == 3
 
     async def test_cancelling_in_a_slice_leaves_all_whole(self, writer, open_pull):
         await writer.fill(3)

@@ -7,16 +7,19 @@ import os
 import stat
 import time
 
+import msgspec
 import pytest
 
 from ddump_common.errors import FormatError
-from ddump_worker.sidecar import Sidecar, read_sidecar, write_sidecar
+from ddump_worker.sidecar import Mark, Sidecar, read_sidecar, write_sidecar
 
 SIDECAR = Sidecar(
     begin_ns=1,
     end_ns=2,
     dropped=3,
+    dropped_marks=[Mark(1, 2, 3)],
     lost=4,
+    lost_marks=[Mark(1, 1, 2), Mark(2, 2, 2)],
     interfaces={"2": ["eth0"]},
     closed=True,
     run="f1",
@@ -32,7 +35,9 @@ def test_what_is_written_is_read(tmp_path):
         "begin_ns": 1,
         "end_ns": 2,
         "dropped": 3,
+        "dropped_marks": [[1, 2, 3]],
         "lost": 4,
+        "lost_marks": [[1, 1, 2], [2, 2, 2]],
         "interfaces": {"2": ["eth0"]},
         "closed": True,
         "run": "f1",
@@ -56,6 +61,17 @@ def test_one_that_cannot_be_put_in_its_place_leaves_nothing(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_one_of_before_there_were_marks_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(
+        '{"version":1,"begin_ns":1,"end_ns":2,"dropped":3,"lost":4,'
+        '"interfaces":{"2":["eth0"]},"closed":true,"run":"f1"}'
+    )
+    assert read_sidecar(path) == msgspec.structs.replace(
+        SIDECAR, dropped_marks=[], lost_marks=[]
+    )
+
+
 def test_a_missing_one_is_none(tmp_path):
     assert read_sidecar(tmp_path / "a.json") is None
 
@@ -73,6 +89,8 @@ def test_a_missing_one_is_none(tmp_path):
         '{"version":1,"begin_ns":1,"end_ns":99999999999999999999999}',
         '{"version":1,"begin_ns":1,"end_ns":2,"interfaces":{"2":"eth0"}}',
         '{"version":1,"begin_ns":3,"end_ns":2}',
+        '{"version":1,"begin_ns":1,"end_ns":2,"lost":1,"lost_marks":[[1,2]]}',
+        '{"version":1,"begin_ns":1,"end_ns":2,"lost":1,"lost_marks":[[-1,2,1]]}',
         # Far later than the file was written.
         '{"version":1,"begin_ns":1,"end_ns":9214646400000000000,"closed":true}',
         '{"version":1,"begin_ns":1,"end_ns":' + "9" * 5000 + "}",

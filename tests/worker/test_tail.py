@@ -11,7 +11,7 @@ from ddump_worker import tail
 from ddump_worker.ring import Ring, RingOptions
 from ddump_worker.segment import RevokedError
 from ddump_worker.share import Share
-from ddump_worker.sidecar import Sidecar, read_sidecar
+from ddump_worker.sidecar import Mark, Sidecar, read_sidecar
 from ddump_worker.tail import Tail
 from support.captures import Record, parse_pcap, pcap_record
 from support.disks import fill, small_disk
@@ -161,7 +161,7 @@ def test_with_no_room_at_all_what_comes_is_lost(written, monkeypatch):
     written.write(1)
     (segment,) = written.ring.segments()
     assert segment.size <= segment.disk_bytes == MB
-    assert segment.lost == 1
+    assert segment.losses.total == 1
     assert written.ring.info().state == (
         "no segment can be made: No space left on device"
     )
@@ -224,6 +224,30 @@ def test_a_directory_that_is_away_costs_nothing_that_is_in_it(written, caplog):
     assert written.numbers() == [*before, before[-1] + 1]
     assert written.ring.info().state == "recording"
     assert f"no segment can be made; {info.lost} packets were lost" in caplog.text
+
+
+def test_when_packets_were_that_are_lost_is_known_in_the_next_run_too(written):
+    def batch(*seconds):
+        return b"".join(
+            pcap_record(Record(NOW + each * S, bytes(90_000)), nano=True)
+            for each in seconds
+        )
+
+    written.tail.append(batch(1), 1)
+    written.give_back()
+    filler = fill(written.ring.options.directory.parent, leave=0)
+    written.tail.append(batch(3, 2), 2)
+    written.tail.append(batch(5), 1)
+    filler.unlink()
+    written.tail.append(batch(7), 1)
+    (segment,) = written.ring.segments()
+    assert segment.losses.total == 3
+    written.tail.refresh()
+    said = read_sidecar(segment.sidecar_path)
+    assert (said.lost, said.lost_marks) == (
+        3,
+        [Mark(NOW + 2 * S, NOW + 3 * S, 2), Mark(NOW + 5 * S, NOW + 5 * S, 1)],
+    )
 
 
 def test_what_is_lost_is_not_covered(written):

@@ -27,6 +27,7 @@ from ddump_common.errors import DdumpError, FormatError, UsageError
 from ddump_common.pcap import PcapHeader, Precision
 from ddump_common.units import MILLISECONDS, SECONDS
 
+from .drops import Drops
 from .segment import Segment
 from .sidecar import SUFFIX, TEMPORARY_SUFFIX, read_sidecar, write_sidecar
 
@@ -267,8 +268,8 @@ class Directory:
             link_type=self._link_type,
             begin_ns=begin_ns,
             end_ns=begin_ns,
-            dropped=0 if said is None else said.dropped,
-            lost=0 if said is None else said.lost,
+            drops=None if said is None else Drops(said.dropped, said.dropped_marks),
+            losses=None if said is None else Drops(said.lost, said.lost_marks),
             interfaces={} if said is None else _interfaces(said),
             disk_bytes=max(status.st_size, status.st_blocks * _BLOCK),
             identity=(status.st_dev, status.st_ino),

@@ -144,8 +144,11 @@ class Pull(Source):
 
     @property
     def skipped(self) -> int:
-        """How many packets are missing: gone, unreadable, or never taken by the disk."""
-        lost = sum(each.lost for each in self._held.values())
+        """How many packets are missing: gone, unreadable, or never taken by the disk.
+
+        Of the last, how many at most were in the window, as far as it is read.
+        """
+        lost = sum(each.losses.within(*self._bounds) for each in self._held.values())
         return self._cutter.skipped + self._gone + self._passed_lost + lost
 
     @property
@@ -196,7 +199,7 @@ class Pull(Source):
     def _let_go(self, segment: Segment) -> None:
         # In a thread: who lets go of a file last frees what it had on the disk.
         self._passed_drops += segment.drops.within(*self._bounds)
-        self._passed_lost += segment.lost
+        self._passed_lost += segment.losses.within(*self._bounds)
         del self._held[segment.number]
         self._executor.submit(self._pins.pop(segment.number).release, segment)
 

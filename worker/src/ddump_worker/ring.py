@@ -310,7 +310,7 @@ class Ring:
             pinned_bytes=pinned_bytes,
             pinned_limit_bytes=self.pinned_limit_bytes,
             dropped=sum(each.drops.total for each in segments),
-            lost=sum(each.lost for each in segments),
+            lost=sum(each.losses.total for each in segments),
             coverage=[
                 IntervalInfo(begin_ns=each.begin_ns, end_ns=each.end_ns)
                 for each in self.coverage()

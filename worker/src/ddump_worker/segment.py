@@ -55,7 +55,7 @@ class Segment:
     It was recorded from ``begin_ns`` to ``end_ns`` by the recorder's clock; both move
     on while it is ``growing``. ``size`` is that of the file in bytes, ``disk_bytes``
     what it takes of the disk. ``drops`` are of the packets that were lost by the kernel
-    while it was written, ``lost`` as the disk did not take them. ``interfaces`` are the
+    while it was written, ``losses`` as the disk did not take them. ``interfaces`` are the
     names that each index had meanwhile, where the link type keeps the index. None of it
     changes any more when it is ``closed``. ``run`` tells those of one process;
     ``identity`` are the device and inode of the file, and ``report`` is called with
@@ -70,8 +70,8 @@ class Segment:
         link_type: int,
         begin_ns: int,
         end_ns: int,
-        dropped: int = 0,
-        lost: int = 0,
+        drops: Drops | None = None,
+        losses: Drops | None = None,
         interfaces: Mapping[int, frozenset[str]] = MappingProxyType({}),
         disk_bytes: int = 0,
         identity: tuple[int, int] | None = None,
@@ -83,8 +83,8 @@ class Segment:
         self.index = Index(link_type=link_type)
         self.begin_ns = begin_ns
         self.end_ns = end_ns
-        self.drops = Drops(dropped)
-        self.lost = lost
+        self.drops = drops or Drops()
+        self.losses = losses or Drops()
         self.interfaces = interfaces
         self.size = PcapHeader.SIZE
         self.disk_bytes = disk_bytes
@@ -229,7 +229,9 @@ class Segment:
             begin_ns=self.begin_ns,
             end_ns=self.end_ns,
             dropped=self.drops.total,
-            lost=self.lost,
+            dropped_marks=self.drops.marks,
+            lost=self.losses.total,
+            lost_marks=self.losses.marks,
             closed=self.closed,
             run=self.run,
             interfaces={
@@ -248,6 +250,6 @@ class Segment:
             packets=self.index.packets,
             bytes=self.size,
             dropped=self.drops.total,
-            lost=self.lost,
+            lost=self.losses.total,
             growing=self.growing,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 
@@ -21,7 +21,7 @@ from ddump_common.units import SECONDS
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["VERSION", "Sidecar", "read_sidecar", "write_sidecar"]
+__all__ = ["VERSION", "Mark", "Sidecar", "read_sidecar", "write_sidecar"]
 
 VERSION = 1
 SUFFIX = ".json"
@@ -37,12 +37,20 @@ _COARSE_NS = 2 * SECONDS
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
+class Mark(NamedTuple):
+    """``packets`` were lost from ``since_ns`` on, until ``until_ns`` at the latest."""
+
+    since_ns: _Count
+    until_ns: _Count
+    packets: _Count
+
+
 class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a segment beside its packets.
 
     It was recorded from ``begin_ns`` to ``end_ns``, nanoseconds since the epoch by the
     recorder's clock; ``dropped`` packets were lost by the kernel meanwhile, ``lost`` as
-    the disk did not take them. ``interfaces`` are the names that each index had. Where
+    the disk did not take them, and the marks tell when. ``interfaces`` are the names that each index had. Where
     it is not ``closed``, recording went on for longer than this says. ``run`` is the
     same for all that one process recorded.
     """
@@ -51,7 +59,9 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     begin_ns: _Count
     end_ns: _Count
     dropped: _Count = 0
+    dropped_marks: list[Mark] = []
     lost: _Count = 0
+    lost_marks: list[Mark] = []
     interfaces: dict[str, list[str]] = {}
     closed: bool = False
     run: str = ""

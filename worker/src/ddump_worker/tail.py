@@ -24,7 +24,7 @@ from ddump_common.api import Link
 from ddump_common.errors import CaptureError
 from ddump_common.pcap import PcapHeader
 
-from ._ring import preallocate
+from ._ring import Index, preallocate
 from .ring import RECORDING
 from .sidecar import write_sidecar
 
@@ -84,12 +84,12 @@ class Tail:
         """
         segment = self._segment
         if not self.fits(batch):
-            self._lose(packets)  # it was said why no other could be made
+            self._lose(batch, packets)  # it was said why no other could be made
             return
         try:
             self._write(batch, segment.size)
         except OSError as exc:
-            self._lose(packets)
+            self._lose(batch, packets)
             self._fail(_NOT_TAKEN, exc.strerror or str(exc))
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, segment.size)
@@ -97,14 +97,16 @@ class Tail:
         taken = segment.index.append(batch)
         segment.size = segment.index.committed
         segment.disk_bytes = max(segment.disk_bytes, segment.size)
-        if taken != len(batch):
-            raise CaptureError(
-                f"byte {taken} of {len(batch)} that were captured begins no record"
-            )
+        _check_taken(taken, batch)
         self._recover(_NOT_TAKEN)
 
-    def _lose(self, packets: int) -> None:
-        self._segment.lost += packets
+    def _lose(self, batch: bytes, packets: int) -> None:
+        # When they were is told by their own times, as windows are.
+        lost = Index(link_type=self._segment.link_type)
+        _check_taken(lost.append(batch), batch)
+        self._segment.losses.add(
+            packets, since_ns=lost.least_ns or 0, until_ns=lost.greatest_ns or 0
+        )
         self._lost += packets
 
     def _write(self, batch: bytes, offset: int) -> None:
@@ -285,3 +287,10 @@ class Tail:
         for segment in (*(each for each, _ in self._settling), self._segment):
             self._close(segment)
         self._settling.clear()
+
+
+def _check_taken(taken: int, batch: bytes) -> None:
+    if taken != len(batch):
+        raise CaptureError(
+            f"byte {taken} of {len(batch)} that were captured begins no record"
+        )
