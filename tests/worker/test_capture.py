@@ -563,6 +563,26 @@ class TestCaptures:
             capture.close()
             assert capture.packets == 10
 
+    @pytest.mark.parametrize(("retire_ms", "delivered"), [(500, 20), (60_000, 0)])
+    async def test_a_block_that_is_closed_late_is_waited_for_for_a_second(
+        self, captures, monkeypatch, retire_ms, delivered
+    ):
+        monkeypatch.setattr(capture_module, "RETIRE_MS", retire_ms)
+        data = []
+
+        async def send(batch):
+            data.append(batch)
+
+        with talker() as udp:
+            capture = await captures.open(CaptureQuery(), program(udp.filter))
+            sent = udp.send(20)
+            capture.stop()
+            assert await capture.deliver(send) is EndReason.SHUTDOWN
+        assert payloads(b"".join(data)) == sent[:delivered]
+        capture.refresh()
+        assert capture.packets + capture.undelivered == capture.received == 20
+        capture.close()
+
     async def test_the_ring_is_the_one_that_ss_shows(self, captures):
         capture = await captures.open(CaptureQuery(), program("udp"))
         assert ring_of_this_process() == 2 << 20

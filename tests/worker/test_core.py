@@ -14,6 +14,7 @@ from ddump_worker.core import Core
 from ddump_worker.denial import ForbiddenError
 from ddump_worker.exclusion import Exclusion
 from ddump_worker.filters import FilterCompiler
+from ddump_worker.interfaces import interfaces
 from ddump_worker.streams import Streams
 from ddump_worker.window import NoRingError
 from support.orders import order
@@ -34,7 +35,9 @@ class Windows:
 
 def core(*, link=Link.SLL2, **given) -> Core:
     recording = SimpleNamespace(
-        windows=Windows(), interfaces=lambda: {"eth0": {2, 3}, "lo": {1}}
+        windows=Windows(),
+        interfaces=lambda: {"eth0": {2, 3}, "lo": {1}},
+        indices=frozenset({4}),
     )
     parts = dict.fromkeys(
         ["captures", "connections", "door", "exclusion", "metrics", "started_ns"]
@@ -56,9 +59,9 @@ async def planned(core, *, granted=None, **query):
     asked = order(RingQuery(**query), **(granted or {}))
     if granted:
         core.access.replace([Rule(identities=("anonymous",), grant=asked.grant)])
-    program, plan = await core.plan_window(asked, now_ns=7)
-    assert plan == (asked.query, 7, asked.oldest_ns(7))
-    return program
+    plan, window = await core.plan_window(asked, now_ns=7)
+    assert window == (asked.query, 7, asked.oldest_ns(7))
+    return plan.program
 
 
 async def compiled(expression: str, *parts: str) -> bytes:
@@ -82,6 +85,16 @@ async def test_an_interface_is_all_indices_that_it_had():
     assert program == expected
     program = await planned(core(), interfaces=("lo",))
     assert program == await compiled("", "ifindex 1")
+
+
+async def test_what_is_followed_is_of_its_interfaces_or_the_ring_s_on_this_host():
+    for names, indices in (("eth0",), {2, 3}), ((), {4}):
+        query = RingQuery(interfaces=names, follow=True)
+        plan, _ = await core().plan_window(order(query), now_ns=7)
+        assert plan.chosen == indices
+        assert plan.host == interfaces()
+    plan, _ = await core().plan_window(order(RingQuery()), now_ns=7)
+    assert plan.host == []
 
 
 async def test_an_interface_that_the_ring_never_had():

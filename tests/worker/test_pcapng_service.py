@@ -18,12 +18,13 @@ import aiohttp
 import pytest
 
 from ddump_common.note import EndReason
+from support import dropping
 from support.captures import parse_pcap
 from support.load import generate
 from support.loopback import talker
 from support.namespaces import network
 from support.pcapng_streams import Interface, PcapngStream, read_stream
-from support.workers import stop, wait_until, worker
+from support.workers import PYTHON, stop, wait_until, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
@@ -402,6 +403,52 @@ class TestHeartbeats:
         assert all(step < 0.5 for step in steps), steps
         times = [beat.time_ns for beat in stream.beats]
         assert times == sorted(times)
+
+
+class TestInterfaceDrops:
+    async def test_frames_that_an_interface_drops_are_counted_from_then_on(
+        self, tmp_path, own_network
+    ):
+        asked = {"filter": dropping.FILTER}
+        follow = {"since": "-1s", "follow": "1"}
+        with dropping.losing_link(own_network) as link:
+            async with (
+                recording(
+                    tmp_path,
+                    "--ring-link",
+                    "sll2",
+                    program=(PYTHON, dropping.__file__),
+                ) as (running, http),
+                contextlib.AsyncExitStack() as stack,
+            ):
+                link.lose(5)
+                streams = [
+                    await stack.enter_async_context(Following(http, path, **parameters))
+                    for path, parameters in (
+                        ("/capture", asked),
+                        ("/capture", asked | {"interface": "feed"}),
+                        ("/capture", {"interface": "lo"}),
+                        ("/ring", asked | follow),
+                        ("/ring", asked | follow | {"interface": "feed"}),
+                        ("/ring", follow | {"interface": "lo"}),
+                        ("/ring", asked | {"last": "1m"}),
+                    )
+                ]
+                async with asyncio.TaskGroup() as tasks:
+                    for each in streams:
+                        tasks.create_task(each.read())
+                    await wait_until(lambda: all(each.stream.beats for each in streams))
+                    link.lose(12)
+                    link.send(7)
+                    await wait_until(
+                        lambda: all(
+                            streams[number].stream.packets == 7
+                            for number in (0, 1, 3, 4)
+                        )
+                    )
+                    await stop(running)
+        told = [each.stream.last.interface_dropped for each in streams]
+        assert told == [12, 12, 0, 12, 12, 0, None]
 
 
 class TestPromises:

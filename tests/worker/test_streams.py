@@ -110,7 +110,7 @@ async def test_a_window_s_account_is_its_own():
     streams.refresh([interface(1, 5)])
     info = window.info()
     assert (info.window, info.skipped, info.position_ns) == (True, 8, 77)
-    assert (info.packets, info.dropped, info.interface_dropped) == (5, 9, 0)
+    assert (info.packets, info.dropped, info.interface_dropped) == (5, 9, 5)
     # The recorder lost them, and each pull of the same packets would count them.
     for _ in range(2):
         totals = streams.totals()
@@ -135,11 +135,41 @@ async def test_what_is_counted_for_heartbeats_is_of_the_moment():
     assert capture.refreshed == 2
 
 
+async def test_what_was_left_in_the_ring_at_the_end_is_dropped():
+    stream = begin(Streams())
+    capture = Capture(packets=3, dropped=2)
+    stream.run(capture)
+    assert stream.tally().dropped == 2
+    capture.undelivered = 4
+    tally = stream.tally()
+    assert tally.delivered + tally.dropped == tally.received == 9
+    assert stream.info().dropped == 2
+
+
+async def test_of_a_window_that_is_followed_interfaces_are_asked_from_then_on():
+    host = [interface(1, 5), interface(2, 7)]
+    stream = Streams().open(
+        order=order(RingQuery(follow=True)),
+        started_ns=1,
+        interfaces=host,
+        chosen=frozenset({2}),
+    )
+    capture = Capture(packets=3)
+    stream.run(capture)
+    assert stream.tally().interface_dropped == 0
+    stream.refresh([interface(1, 6), interface(2, 10)])
+    assert stream.tally().interface_dropped == 3
+    # What it names may go: it is in the ring.
+    stream.refresh([interface(1, 6)])
+    assert (capture.failures, stream.failure([])) == ([], None)
+
+
 async def test_of_a_window_no_interface_is_asked():
     stream = Streams().open(order=order(RingQuery()), started_ns=1)
     capture = Capture(packets=3, dropped=2)
     capture.received, capture.skipped = None, 7
     stream.run(capture)
+    stream.refresh([interface(1, 5)])
     assert replace(stream.tally(), counted_ns=0) == Tally(
         received=None,
         interface_dropped=None,

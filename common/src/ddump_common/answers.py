@@ -57,11 +57,12 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     ``client`` is an address, ``identity`` who it was, as ``KIND:NAME``.
     ``dropped`` packets were lost by the kernel because this stream's ring was full;
     ``interface_dropped`` by the network interfaces; ``undelivered`` were captured, and
-    lost when the stream was cut or its client left. ``buffer_bytes`` is the ring that
-    the kernel really granted. Times are nanoseconds since the epoch.
+    lost when the stream was cut or its client left, or as the kernel held them back at
+    its end. ``buffer_bytes`` is the ring that the kernel really granted. Times are
+    nanoseconds since the epoch.
 
-    Of a ``window``, ``dropped`` were lost by the kernel in the segments that it reads,
-    ``skipped`` are missing from the ring, whatever its filter: they were rotated away
+    Of a ``window``, ``dropped`` may have been lost by the kernel in it, and
+    ``interface_dropped`` is counted if it is followed; ``skipped`` are missing from the ring, whatever its filter: they were rotated away
     before it reached them, their file is damaged or missing, or the disk did not take
     them when they came; it is read up to ``position_ns``.
     """

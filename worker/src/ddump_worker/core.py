@@ -46,7 +46,8 @@ _log = logging.getLogger(__name__)
 class Plan:
     """A request that can be carried out: its program, and what it is about.
 
-    ``chosen`` are the indices of the interfaces that it names.
+    ``chosen`` are the indices of the interfaces that it names; a window has also those
+    that the ring is of. ``host`` is empty where nothing is to come.
     """
 
     program: bytes
@@ -152,8 +153,8 @@ class Core:
 
     async def plan_window(
         self, order: Order[RingQuery], *, now_ns: int
-    ) -> tuple[bytes, WindowPlan]:
-        """Check all of a request for a window; return its program and what is there.
+    ) -> tuple[Plan, WindowPlan]:
+        """Check all of a request for a window; return it and what is there.
 
         The request came at ``now_ns``. This may wait until the ring has what came
         before that.
@@ -191,7 +192,14 @@ class Core:
             query, now_ns=now_ns, oldest_ns=order.oldest_ns(now_ns)
         )
         self._confirm(order)
-        return program, plan
+        return (
+            Plan(
+                program=program,
+                host=interfaces() if query.follow else [],
+                chosen=chosen or self.recording.indices,
+            ),
+            plan,
+        )
 
     def _confirm(self, order: Order[CaptureQuery]) -> None:
         # The rules may have been replaced while this waited; from here on the stream is

@@ -115,15 +115,22 @@ async def ring(request: web.Request) -> web.StreamResponse:
     if query.follow:
         _granted(request, Permission.STREAM)
     entry.order = order = Order.of(request[CLIENT], grant, query)
-    program, plan = await core.plan_window(order, now_ns=now_ns)
+    plan, window = await core.plan_window(order, now_ns=now_ns)
     pcapng = _wants_pcapng(request)
     response = _response(pcapng=pcapng)
-    response.headers[WINDOW_HEADER] = plan.report.serialize()
+    response.headers[WINDOW_HEADER] = window.report.serialize()
     response.headers[RING_HEADER] = core.recording.ring.note().serialize()
     if request.method == hdrs.METH_HEAD:
         return response
-    stream = core.streams.open(order=order, started_ns=time.time_ns())
-    opening = core.recording.windows.open(order.query, plan, program, pcapng=pcapng)
+    stream = core.streams.open(
+        order=order,
+        started_ns=time.time_ns(),
+        interfaces=plan.host,
+        chosen=plan.chosen,
+    )
+    opening = core.recording.windows.open(
+        order.query, window, plan.program, pcapng=pcapng
+    )
     return await _stream(request, response, stream, opening)
 
 

@@ -30,8 +30,9 @@ _SECONDS = HEARTBEAT_NS / SECONDS
 class Tally:
     """What became of a stream's packets so far, as ``StreamInfo`` has it.
 
-    ``received`` are those that the kernel took for it, ``dropped`` of them included. A
-    window has neither these nor ``interface_dropped``. All are as of ``counted_ns``.
+    ``received`` are those that the kernel took for it, ``dropped`` of them included: a
+    window has none. Nor has it ``interface_dropped``, unless it is followed. All are as
+    of ``counted_ns``.
     """
 
     received: int | None

@@ -68,11 +68,16 @@ class _Scope:
                 _check_interface(name, known)
             # One that has gone keeps its index, and may come back with another.
             self._indices[name] = known.get(name, self._indices.get(name, 0))
-        chosen = sorted(self._indices.values())
+        chosen = sorted(self.indices)
         return [
             *self._exclusion.expressions(host),
             *([only(chosen)] if chosen else []),
         ]
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """Those of the chosen interfaces, as of the last expressions."""
+        return frozenset(self._indices.values())
 
     async def compile(self, expressions: list[str]) -> bytes:
         """Return the program for the kernel.
@@ -168,6 +173,11 @@ class Recording:
                 name: sorted(indices) for name, indices in self._recorded().items()
             },
         )
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """The indices of the interfaces that are recorded; none means all."""
+        return self._scope.indices
 
     def advances(self) -> bool:
         """Whether the recorder has gone on since this was last asked."""

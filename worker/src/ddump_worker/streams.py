@@ -59,7 +59,7 @@ class Delivery(Protocol):
 
     @property
     def undelivered(self) -> int:
-        """How many packets were captured and lost when it was closed."""
+        """How many packets were captured, and left behind at its end."""
 
     @property
     def skipped(self) -> int:
@@ -120,6 +120,8 @@ class Stream:
         self.started_ns = started_ns
         self.state = StreamState.OPENING
         self._capture: Delivery | None = None
+        # What is past was dropped before it was known that somebody would ask.
+        self._is_metered = not isinstance(order.query, RingQuery) or order.query.follow
         self._meter = meter
         self._chosen = chosen
         self._missing: list[str] = []
@@ -156,7 +158,7 @@ class Stream:
 
     def refresh(self, interfaces: Sequence[Interface]) -> None:
         """Take the counters of the kernel and of the interfaces."""
-        if not self.is_window:
+        if self._is_metered:
             self._meter.observe(interfaces)
         if self._capture is not None:
             self._capture.refresh()
@@ -186,8 +188,9 @@ class Stream:
         capture.refresh()
         return Tally(
             received=capture.received,
-            interface_dropped=None if self.is_window else self._meter.dropped,
-            dropped=capture.dropped,
+            interface_dropped=self._meter.dropped if self._is_metered else None,
+            # What it left in the ring at its end is lost like what never got in.
+            dropped=capture.dropped + capture.undelivered,
             delivered=capture.packets,
             skipped=capture.skipped,
             counted_ns=time.time_ns(),
@@ -254,7 +257,8 @@ class Streams:
     ) -> Stream:
         """Begin a stream; ``chosen`` are its interfaces, none means all.
 
-        Of a window no interface is asked what it drops.
+        Of a window that is not followed no interface is asked what it drops; and what
+        it names may be gone, and be in the ring all the same.
 
         Raises:
             ForbiddenError: the identity that asks has as many as it may have.
@@ -267,7 +271,9 @@ class Streams:
             started_ns=started_ns,
             meter=DropMeter(interfaces, chosen),
             chosen={
-                each.index: each.name for each in interfaces if each.index in chosen
+                each.index: each.name
+                for each in interfaces
+                if each.index in chosen and not isinstance(order.query, RingQuery)
             },
         )
         self._open[stream.number] = stream
