@@ -184,7 +184,22 @@ class TestDeliver:
         loop.call_later(0.1, script.put, b"one")
         assert await capture.deliver(send) is EndReason.IDLE
         assert loop.time() - began > 0.2
-        assert not script.stopped
+
+    async def test_what_comes_at_the_moment_of_being_idle_is_still_sent(self, script):
+        capture, sent = live(script, idle_ns=50 * MILLISECONDS), []
+
+        async def send(batch):
+            sent.append(batch)
+
+        def close_block():
+            script.hidden = 0
+            script.put(b"one")
+
+        script.hidden = 1
+        asyncio.get_running_loop().call_later(0.4, close_block)
+        assert await capture.deliver(send) is EndReason.IDLE
+        assert sent == [b"one"]
+        assert (script.stopped, capture.undelivered) == (1, 0)
 
     async def test_a_duration_ends_with_what_was_captured_by_then(self, script):
         capture, sent, drained = live(script, duration_ns=50 * MILLISECONDS), [], []

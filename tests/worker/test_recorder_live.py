@@ -39,10 +39,14 @@ PATIENCE = 10
 KILLS = 3
 
 
-def capture(link: Link, expression: str) -> _pcap.Capture:
+def capture(link: Link, expression: str, *, timeout_ms: int = 50) -> _pcap.Capture:
     """Open a capture of this thread's namespace, without loopback's copies."""
     opened = _pcap.Capture(
-        "any", link_type=link.link_type, nano=True, buffer_size=8 << 20
+        "any",
+        link_type=link.link_type,
+        nano=True,
+        buffer_size=8 << 20,
+        timeout_ms=timeout_ms,
     )
     joined = f"({expression}) and not (ifindex 1 and outbound)"
     options = {"link_type": link.link_type, "snaplen": 262144}
@@ -134,6 +138,29 @@ def test_a_packet_is_in_the_file_within_300_ms():
                 # Also for another program, while the file grows.
                 assert payload == payloads(segment.path.read_bytes())[-1]
             assert len(tcpdump(segment.path.read_bytes())) == 10
+            assert recorder.failure is None
+
+
+def test_what_a_block_hides_that_is_closed_late_is_not_promised(tmp_path):
+    with talker() as talking:
+        source = capture(Link.SLL, talking.filter, timeout_ms=600)
+        with recording(tmp_path / "ring", source) as (ring, recorder):
+            promised = []
+            for count in range(1, 4):
+                talking.send()
+                sent_ns = time.time_ns()
+                known = threading.Event()
+
+                def look(count=count, sent_ns=sent_ns, known=known) -> None:
+                    # On the recorder's thread, which has nothing in between.
+                    if ring.flushed_ns > sent_ns:
+                        promised.append(ring.info().packets >= count)
+                        known.set()
+
+                end = ring.watch(look)
+                assert known.wait(PATIENCE)
+                end()
+            assert all(promised)
             assert recorder.failure is None
 
 

@@ -62,9 +62,10 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     nanoseconds since the epoch.
 
     Of a ``window``, ``dropped`` may have been lost by the kernel in it, and
-    ``interface_dropped`` is counted if it is followed; ``skipped`` are missing from the ring, whatever its filter: they were rotated away
-    before it reached them, their file is damaged or missing, or the disk did not take
-    them when they came; it is read up to ``position_ns``.
+    ``interface_dropped`` is counted if it is followed; ``skipped`` are missing from the
+    ring, whatever its filter: they were rotated away before it reached them, their file
+    is damaged or missing, or the disk did not take them when they came; it is read up to
+    ``position_ns``.
     """
 
     id: int

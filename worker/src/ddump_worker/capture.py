@@ -321,8 +321,9 @@ class LiveCapture(Source):
 
     async def _deliver(self, send: Callable[[bytes], Awaitable[None]]) -> EndReason:
         reason = await self._run(send)
-        if reason is self._reason:
-            await self._drain(send)
+        if reason is EndReason.IDLE:
+            self._handle.stop()
+        await self._drain(send)
         if isinstance(reason, CaptureError):
             raise reason
         return reason
