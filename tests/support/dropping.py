@@ -1,8 +1,8 @@
 """Run the real worker where a link that loses frames says so: ``dropping.py OPTION...``
 
-No driver of this kernel counts frames that its card missed. A veth counts those that are
+No link between namespaces counts what its card missed. A veth counts frames that are
 longer than its MTU, which nobody gets to see, among what the host did not want
-(``rx_dropped``); there are none of these on a quiet link. So the worker is told to read
+(``rx_dropped``), of which there is nothing on a quiet link. So the worker is told to read
 that counter of the kernel's in the place of ``rx_missed_errors``.
 """
 
