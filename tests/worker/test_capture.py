@@ -465,6 +465,26 @@ class TestHeartbeats:
         watching.now_ns += 1000
         assert await watching.next_block() <= promise_ns + 1000
 
+    async def test_what_never_came_is_not_lost_at_the_end(self, script, monkeypatch):
+        """It was not the stream's; nor is it waited for once more."""
+        watcher = Watcher(monkeypatch)
+        capture = live(script)
+        script.hidden = 2
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(
+                capture.deliver(watcher.send, heartbeat=watcher.heartbeat())
+            )
+            await wait_until(lambda: watcher.sent)
+            watcher.now_ns += 1000
+            await watcher.promised(1000 - self.SLACK_NS)
+            began = time.monotonic()
+            capture.stop()
+            assert await task is EndReason.SHUTDOWN
+        assert time.monotonic() - began < 0.5
+        assert capture.undelivered == 0
+        capture.close()
+        assert capture.undelivered == 0
+
     async def test_nothing_is_promised_while_the_client_takes_nothing(
         self, watching, script
     ):

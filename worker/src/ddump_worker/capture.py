@@ -394,7 +394,7 @@ class LiveCapture(Source):
                 await self._readable(min(end, self._due))
             else:
                 break
-        self._undelivered = handle.undelivered()
+        self._undelivered = self._progress.missing(handle.undelivered())
 
     async def _readable(self, deadline: float) -> None:
         self._waiter = self._loop.create_future()
@@ -433,6 +433,6 @@ class LiveCapture(Source):
             self._closed = True
             self._unwatch()
             try:
-                self._undelivered = self._handle.undelivered()
+                self._undelivered = self._progress.missing(self._handle.undelivered())
             finally:
                 self._on_close()
