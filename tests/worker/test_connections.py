@@ -21,6 +21,7 @@ from ddump_worker.connections import (
     has_vanished,
 )
 from ddump_worker.gate import Gate
+from ddump_worker.identity import Client, Identity, IdentityKind
 from ddump_worker.listen import Listener, parse_address
 from support.certificates import Authority
 from support.namespaces import network
@@ -29,6 +30,7 @@ from support.workers import wait_until
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 SHORT = b"GET /short HTTP/1.1\r\nHost: x\r\n\r\n"
 LONG = b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"
+LEFT = b"GET /left HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def as_in_a_worker(test):
@@ -109,12 +111,26 @@ async def serving(host, connections, context=None):
         return response
 
     async def long(request):
+        if token := request.query.get("token"):
+            known = Identity(kind=IdentityKind.TOKEN, name=token)
+            request.protocol.identify(Client(identity=known, address="192.0.2.1:1"))
         return await answer(request, 8 << 20)
+
+    async def left(request):
+        """Be over when the kernel does not take the rest of it."""
+        response = web.StreamResponse()
+        response.force_close()
+        await response.prepare(request)
+        while request.transport.get_write_buffer_size() < 48 << 10:
+            await response.write(b"x" * 4096)
+            await asyncio.sleep(0)
+        return response
 
     app = web.Application()
     app.router.add_get("/", stream)
     app.router.add_get("/short", short)
     app.router.add_get("/long", long)
+    app.router.add_get("/left", left)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     with host.entered():
@@ -286,23 +302,28 @@ async def test_a_stream_may_take_longer_than_an_answer(monkeypatch, caplog):
     assert "does not take" not in caplog.text
 
 
+def pair_of(connections, accepted, gone):
+    """Return two connections of one host, which are not made yet."""
+    return (
+        Connection(
+            web.Server(None),
+            connections=connections,
+            loop=asyncio.get_running_loop(),
+            accepted=accepted,
+            address=f"10.0.0.1:{port}",
+            give_up=functools.partial(gone.append, port),
+        )
+        for port in (1, 2)
+    )
+
+
 @as_in_a_worker
 async def test_one_with_unread_bytes_does_not_have_to_go(monkeypatch):
     monkeypatch.setattr("ddump_worker.connections.FRESH_SECONDS", 0)
     connections, gone = Connections(limit=1), []
     here, there = socket.socketpair()
     with here, there:
-        one, other = (
-            Connection(
-                web.Server(None),
-                connections=connections,
-                loop=asyncio.get_running_loop(),
-                accepted=here,
-                address=f"10.0.0.1:{port}",
-                give_up=functools.partial(gone.append, port),
-            )
-            for port in (1, 2)
-        )
+        one, other = pair_of(connections, here, gone)
         there.send(b"GET")
         assert await connections.admit(one)
         with pytest.raises(TimeoutError):
@@ -314,6 +335,138 @@ async def test_one_with_unread_bytes_does_not_have_to_go(monkeypatch):
         assert (len(gone), len(connections), connections.evicted) == (1, 1, 1)
     other.forget()
     assert len(connections) == 0
+
+
+@as_in_a_worker
+async def test_nobody_waits_for_room_for_ever(monkeypatch):
+    monkeypatch.setattr("ddump_worker.connections.FRESH_SECONDS", 0)
+    connections, gone = Connections(limit=1), []
+    here, there = socket.socketpair()
+    with here, there:
+        one, other = pair_of(connections, here, gone)
+        there.send(b"GET")
+        assert await connections.admit(one)
+        async with asyncio.timeout(4):
+            assert not await connections.admit(other)
+        assert (gone, connections.refused, len(connections)) == ([], 1, 1)
+
+
+def closing(connections, count) -> bool:
+    """Whether there are so many, all of them closing with something left to say."""
+    return [each.is_closing for each in connections._open] == [True] * count
+
+
+@contextlib.asynccontextmanager
+async def stalled(count, host, address, requests):
+    """Have so many clients at ``host`` ask, and read no more than a beginning."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = await asyncio.to_thread(begin, host, address, requests=requests)
+            clients.append(stack.enter_context(client))
+        yield clients
+
+
+@as_in_a_worker
+async def test_nobody_can_keep_a_place_by_leaving_the_end_of_an_answer():
+    """Also with bytes after it, which nobody reads any more."""
+    connections = Connections(limit=3)
+    with network(1, prefix="ddump-left") as net:
+        (host,) = net.hosts
+        async with (
+            serving(host, connections) as (address, _),
+            stalled(3, net.client, address, LEFT) as clients,
+        ):
+            await wait_until(lambda: closing(connections, 3))
+            for each in clients:
+                each.sendall(b"junk")
+            with await asyncio.to_thread(begin, net.client, address, requests=SHORT):
+                pass
+    assert connections.evicted == 1
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+@as_in_a_worker
+async def test_who_does_not_take_the_end_of_an_answer_is_cut(
+    monkeypatch, caplog, tmp_path, encrypted
+):
+    monkeypatch.setattr("ddump_worker.connections.ANSWER_SECONDS", 0.5)
+    connections = Connections(limit=5)
+    with network(1, prefix="ddump-left") as net:
+        (host,) = net.hosts
+        server, tls = both(tmp_path, host, encrypted=encrypted)
+        async with serving(host, connections, server) as (address, _):
+            client = await asyncio.to_thread(
+                begin, net.client, address, tls, requests=LEFT
+            )
+            with client:
+                await wait_until(lambda: closing(connections, 1))
+                connections.sweep()
+                assert len(connections) == 1
+                client.sendall(b"junk")
+                await wait_until(lambda: swept(connections))
+    assert "does not take its answer" in caplog.text
+
+
+@as_in_a_worker
+async def test_answers_that_are_not_taken_make_room_and_streams_do_not(caplog):
+    """The oldest of the host that has most; it competes with itself."""
+    connections = Connections(limit=4)
+    with network(2, prefix="ddump-most") as net:
+        host, other = net.hosts
+        async with (
+            serving(host, connections) as (address, ended),
+            stalled(1, net.client, address, REQUEST),
+            stalled(1, other, address, LONG),
+            stalled(2, net.client, address, LONG * 30),
+            contextlib.AsyncExitStack() as stack,
+        ):
+            stream, others, *most = connections._open
+            for number in (1, 2):
+                await stack.enter_async_context(stalled(1, net.client, address, LONG))
+                kept = [stream, others, *most[number:]]
+                assert [*connections._open][: len(kept)] == kept
+            assert len(connections) == 4
+            assert not ended.is_set()
+    assert "made room for others, and lost its answer" in caplog.text
+
+
+@as_in_a_worker
+async def test_clients_that_are_known_make_room_last():
+    connections = Connections(limit=3)
+    known = LONG.replace(b"/long", b"/long?token=monitor")
+    with network(2, prefix="ddump-known") as net:
+        host, other = net.hosts
+        async with (
+            serving(host, connections) as (address, _),
+            stalled(2, net.client, address, known),
+            stalled(1, other, address, LONG),
+        ):
+            first, second, unknown = connections._open
+            async with stalled(1, other, address, known):
+                assert [first, second] == [*connections._open][:2]
+                assert unknown not in connections._open
+                # All of them are known now.
+                async with stalled(1, other, address, LONG):
+                    assert first not in connections._open
+                    assert second in connections._open
+
+
+@as_in_a_worker
+async def test_streams_alone_turn_others_away_at_once():
+    connections = Connections(limit=2)
+    with network(1, prefix="ddump-full") as net:
+        (host,) = net.hosts
+        async with (
+            serving(host, connections) as (address, ended),
+            stalled(2, net.client, address, REQUEST),
+        ):
+            begun = asyncio.get_running_loop().time()
+            with await asyncio.to_thread(begin, net.client, address) as client:
+                assert asyncio.get_running_loop().time() - begun < 0.5
+                client.close()
+            assert not ended.is_set()
+    assert (connections.refused, connections.evicted) == (1, 0)
 
 
 def both(tmp_path, host, *, encrypted):

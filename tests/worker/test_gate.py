@@ -394,6 +394,40 @@ class TestRoom:
             first.close()
             await wait_until(lambda: answered(running))
 
+    async def test_behind_a_proxy_its_clients_compete_each_for_itself(self, tmp_path):
+        async with (
+            worker(
+                "--proxy-uid", "root", "--max-connections", "4",
+                listen=[f"unix:{tmp_path}/w"],
+            ) as running,
+            unread(running, "192.0.2.9") as (one, _),
+            unread(running, "192.0.2.1") as (oldest, _),
+            unread(running, "192.0.2.1"),
+            unread(running, "192.0.2.1"),
+            unix(running) as (reader, writer),
+        ):  # fmt: skip
+            writer.write(HEALTH)
+            assert b"200 OK" in await reader.readuntil(b'"}')
+            # Each gets what is on its way; the rest of it he who was alone.
+            assert await answers(oldest) < UNREAD
+            assert await answers(one) == UNREAD
+            await wait_until(lambda: "192.0.2.1:1 made room" in running.text)
+
+    async def test_who_makes_room_is_said_to_have(self):
+        slow = "%20or%20".join(f"port%20{number}" for number in range(1, 301))
+        asking = f"GET /capture?filter={slow} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        async with (
+            worker("--max-connections", "1") as running,
+            connected(running) as (reader, writer),
+        ):
+            writer.write(asking.encode())
+            await wait_until(lambda: running.children())
+            assert await answered(running)
+            await closed(reader)
+            await wait_until(lambda: "path=/capture" in running.text)
+        (line,) = (line for line in running.said if "path=/capture" in line)
+        assert " status=null ended=evicted " in line
+
     async def test_very_many_over_the_limit_are_cut_at_once(self):
         async with (
             worker("--max-connections", "1") as running,
@@ -407,6 +441,48 @@ class TestRoom:
                 await stack.enter_async_context(connected(running))
             # 64 are answered, which takes a second, and the others closed.
             await wait_until(lambda: running.descriptors() <= before)
+
+
+UNREAD = 60
+
+
+@contextlib.asynccontextmanager
+async def unix(running: Worker):
+    """A connection to the worker's socket; at the end it is cut."""
+    path = running.url.removeprefix("unix:")
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def unread(running: Worker, client: str):
+    """A connection of the proxy for a client that asks for much, and reads nothing."""
+    asking = (
+        "GET /api/v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n"
+        f"Ddump-Client-Address: {client}:1\r\n\r\n"
+    )
+    async with unix(running) as (reader, writer):
+        writer.write(asking.encode() * UNREAD)
+        await wait_until(lambda: f"address={client}:1 " in running.text)
+        yield reader, writer
+
+
+async def answers(reader) -> int:
+    """Read until all have come, or nothing more does; return how many did."""
+    count = 0
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        async with asyncio.timeout(5):
+            while count < UNREAD:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"Content-Length: (\d+)", head)[1]
+                await reader.readexactly(int(length))
+                count += 1
+    return count
 
 
 async def closed(reader, *, seconds: float = 5) -> None:

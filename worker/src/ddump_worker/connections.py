@@ -2,9 +2,10 @@
 
 aiohttp's protocol closes a connection that does not bring the headers of a request
 within ``HEADER_SECONDS``, the first or a later one. Added here: a bound on their number,
-one on the time that an answer takes, input during a capture is thrown away (so that reading is never paused, and the
-client's leaving always seen), errors in the shape of all other errors, and the end of
-peers that vanish while data is under way to them.
+for which hosts compete and not single connections; one on the time that an answer takes;
+input during a capture is thrown away (so that reading is never paused, and the client's
+leaving always seen), errors in the shape of all other errors, and the end of peers that
+vanish while data is under way to them.
 
 TCP_USER_TIMEOUT is not used for the latter: Linux also counts the time in which a
 living peer keeps its window shut, and people pause their terminals for longer.
@@ -13,6 +14,7 @@ living peer keeps its window shut, and people pause their terminals for longer.
 from __future__ import annotations
 
 import asyncio
+import enum
 import fcntl
 import itertools
 import logging
@@ -30,15 +32,17 @@ from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
 from ddump_common.text import printable
 
 from .audit import ENTRY, Entry, ended_by
+from .identity import IdentityKind, host_of
 from .problems import problem_response
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from .identity import Client
 
 __all__ = [
     "HEADER_SECONDS",
+    "Claim",
     "Connection",
     "Connections",
     "has_arrived",
@@ -53,12 +57,13 @@ VANISHED_MS = 40_000
 ANSWER_SECONDS = 30
 """How long an answer that is no stream may take, with the client that takes it."""
 FRESH_SECONDS = 0.5
-"""How long a connection cannot be made to go, from its beginning and from each answer.
+"""How long a connection is new, and how long after an answer it is as if that were under way.
 
 A right client has then sent its request: by TLS 1.2 from as far as 250 ms there and back.
 """
 
 _ROOM_SECONDS = 0.02  # between two looks for somebody to go
+_PATIENCE_SECONDS = 2.0  # in all; nobody is new for longer
 
 # A request line holds the longest filter with each byte as %XX, and all interfaces.
 _MAX_LINE = 3 * MAX_FILTER_BYTES + MAX_INTERFACES * 56 + 1024
@@ -95,6 +100,21 @@ def has_arrived(info: bytes) -> bool:
     return not unacknowledged and not not_sent
 
 
+class Claim(enum.Enum):
+    """What a connection has to say for staying when others want in."""
+
+    NOTHING = enum.auto()
+    """No request is under way, nor is one likely to come this moment."""
+    NEW = enum.auto()
+    """It may bring a request this moment, or has brought its first; that passes soon."""
+    ANSWER = enum.auto()
+    """It is being answered, or was just now; nobody knows who it is."""
+    KNOWN = enum.auto()
+    """The same, of somebody who is known."""
+    STREAM = enum.auto()
+    """Packets run: nothing is cut for others."""
+
+
 class Connections:
     """All connections of clients, the oldest first."""
 
@@ -113,30 +133,55 @@ class Connections:
     async def admit(self, connection: Connection) -> bool:
         """Count a new connection in, if there is room for it, or room is made.
 
-        At the limit one goes that has no request under way: that shakes hands, has sent
-        half a header, or is kept for a request that may come. It is the oldest of the
-        host that has most connections: who opens very many competes with itself. While
-        all of them are fresh, or have sent what was not looked at yet, this waits.
+        At the limit one goes of the host that has most: who opens very many competes
+        with itself. Of that host it is the oldest which has no request under way, else
+        the oldest whose answer is; those of known clients go after all others, and
+        streams never. While that host's are new this waits, for so long as they can be.
         Cancelling it changes nothing.
         """
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _PATIENCE_SECONDS
         while len(self._open) >= self.limit:
-            if (gone := self._least_wanted()) is not None:
-                self.evicted += 1
-                gone.abort()
-                self.forget(gone)
-            elif all(each.is_busy for each in self._open):
+            first = self._first_to_go()
+            if first is None or loop.time() > patience:
                 self.refused += 1
                 return False
-            else:
+            if first.claim is Claim.NEW:
                 await asyncio.sleep(_ROOM_SECONDS)
+            else:
+                self._evict(first)
         self._open[connection] = None
         self._hosts[connection.host][connection] = None
         return True
 
-    def _least_wanted(self) -> Connection | None:
+    def _first_to_go(self) -> Connection | None:
+        """Return who goes, one that is new to wait for that, ``None`` if all stream."""
         by_share = sorted(self._hosts.values(), key=len, reverse=True)
-        every = itertools.chain.from_iterable(by_share)
-        return next((each for each in every if not each.is_wanted), None)
+        first = _first(by_share, Claim.NOTHING, Claim.ANSWER, Claim.NEW)
+        if first is None:
+            return _first(by_share, Claim.KNOWN)
+        if first.claim is Claim.NEW:
+            return _first(by_share, Claim.NOTHING) or first
+        return first
+
+    def _evict(self, connection: Connection) -> None:
+        self.evicted += 1
+        if connection.claim is not Claim.NOTHING:
+            _log.warning(
+                "the client %s made room for others, and lost its answer",
+                connection.client_address,
+            )
+        connection.cut_for = "evicted"
+        connection.abort()
+        self.forget(connection)
+
+    def move(self, connection: Connection, host: str) -> None:
+        """Count a connection to another host: that for which a proxy speaks."""
+        if connection.host == host or connection not in self._open:
+            return
+        self._leave(connection)
+        connection.host = host
+        self._hosts[host][connection] = None
 
     def exhausted(self) -> Problem:
         """Return what somebody is told who was not admitted."""
@@ -150,17 +195,24 @@ class Connections:
     def forget(self, connection: Connection) -> None:
         """Count out a connection that is lost; again is harmless."""
         self._open.pop(connection, None)
+        self._leave(connection)
+
+    def _leave(self, connection: Connection) -> None:
         same = self._hosts[connection.host]
         same.pop(connection, None)
         if not same:
             del self._hosts[connection.host]
 
     def sweep(self) -> None:
-        """Cut the connections whose peers have vanished, or keep what is over."""
+        """Cut the connections whose peers have vanished, or keep what is over.
+
+        Also those that do not take their answers, or the rest of the last one. The end
+        of a stream waits for its client for as long as that lives.
+        """
         for connection in list(self._open):
             if connection.is_stuck:
                 _log.warning(
-                    "the client %s does not take its answer", connection.address
+                    "the client %s does not take its answer", connection.client_address
                 )
                 connection.abort()
             elif (info := connection.tcp_info()) is not None:
@@ -178,7 +230,7 @@ class Connections:
             if each.client is not None and not holds(each.client)
         ]
         for connection in revoked:
-            connection.revoked = True
+            connection.cut_for = "revoked"
             connection.abort()
         return len(revoked)
 
@@ -186,6 +238,17 @@ class Connections:
         """Cut all connections."""
         for connection in list(self._open):
             connection.abort()
+
+
+def _first(
+    by_share: Iterable[Iterable[Connection]], *claims: Claim
+) -> Connection | None:
+    """Return the oldest of the first host, with the first claim that it has of these."""
+    for same, claim in itertools.product(by_share, claims):
+        found = next((each for each in same if each.claim is claim), None)
+        if found is not None:
+            return found
+    return None
 
 
 class Connection(web.RequestHandler):
@@ -196,19 +259,18 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_accepted",
-        "_asked",
         "_connections",
         "_expiry",
-        "_fresh_until",
         "_give_up",
         "_lower",
+        "_since",
         "address",
         "client",
+        "cut_for",
         "deadline",
         "deaf",
         "ended",
         "host",
-        "revoked",
     )
 
     def __init__(
@@ -233,14 +295,13 @@ class Connection(web.RequestHandler):
         self._connections = connections
         self._accepted = accepted
         self._give_up = give_up
-        self._fresh_until = loop.time() + FRESH_SECONDS
         self._lower: asyncio.Transport | None = None  # aiohttp forgets its own early
-        self._asked: float | None = None
+        self._since = loop.time()  # of the request that came last, or the answer to it
         self._expiry: asyncio.TimerHandle | None = None
         self.address = address
         """The other side, as people write it; a proxy's where there is one."""
-        self.host = address.rpartition(":")[0]
-        """The address without its port."""
+        self.host = host_of(address)
+        """For whom it counts: the address without its port, a proxy's client's if known."""
         self.deadline = loop.time() + HEADER_SECONDS
         """When the first request has to be there, by the loop's clock."""
         self.client: Client | None = None
@@ -249,8 +310,13 @@ class Connection(web.RequestHandler):
         """Whether what the client sends is thrown away."""
         self.ended = False
         """Whether the client has closed its side, and still waits for an answer."""
-        self.revoked = False
-        """Whether it was cut because its client does not hold any more."""
+        self.cut_for = ""
+        """Why the worker has cut it: ``evicted``, for others, or ``revoked``."""
+
+    @property
+    def client_address(self) -> str:
+        """The address of who asked last, else of the other side."""
+        return self.address if self.client is None else self.client.address
 
     @property
     def is_made(self) -> bool:
@@ -263,11 +329,31 @@ class Connection(web.RequestHandler):
         return self._request_in_progress or bool(self._messages)
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether a request is under way, or may be in a moment."""
-        return (
-            self.is_busy or self._loop.time() < self._fresh_until or self._has_unread()
-        )
+    def is_streaming(self) -> bool:
+        """Whether packets run: what a stream of them is asked for is no such thing yet."""
+        request = self._current_request
+        return self.deaf and request is not None and request.writer.output_size > 0
+
+    @property
+    def claim(self) -> Claim:
+        """What it has to say for staying when others want in."""
+        if self.is_streaming:
+            return Claim.STREAM
+        is_fresh = self._elapsed < FRESH_SECONDS
+        if is_fresh and self._request_count <= 1:
+            return Claim.NEW
+        if is_fresh or self.is_busy or self.is_closing:
+            return Claim.KNOWN if self._is_known else Claim.ANSWER
+        return Claim.NEW if self._has_unread() else Claim.NOTHING
+
+    @property
+    def _is_known(self) -> bool:
+        client = self.client
+        return client is not None and client.identity.kind is not IdentityKind.ANONYMOUS
+
+    @property
+    def _elapsed(self) -> float:
+        return self._loop.time() - self._since
 
     def _has_unread(self) -> bool:
         count = bytearray(4)
@@ -284,11 +370,14 @@ class Connection(web.RequestHandler):
 
     @property
     def is_stuck(self) -> bool:
-        """Whether an answer, other than a stream, is not taken by the client."""
+        """Whether an answer, other than a stream, is not taken by the client.
+
+        What is closing was answered: the rest of that is under way.
+        """
         return (
-            self._asked is not None
+            (self.is_busy or self.is_closing)
             and not self.deaf
-            and self._loop.time() - self._asked > ANSWER_SECONDS
+            and self._elapsed > ANSWER_SECONDS
         )
 
     @property
@@ -316,6 +405,11 @@ class Connection(web.RequestHandler):
             self._give_up()
         else:
             self._lower.abort()
+
+    def identify(self, client: Client) -> None:
+        """Note who makes the request that came last: from then on it counts for them."""
+        self.client = client
+        self._connections.move(self, client.host)
 
     def forget(self) -> None:
         """Count it out; it is lost, or has never been one."""
@@ -374,12 +468,11 @@ class Connection(web.RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        self._asked = self._loop.time()
+        self._since = self._loop.time()
         try:
             return await super()._handle_request(request, start_time, request_handler)
         finally:
-            self._asked = None
-            self._fresh_until = self._loop.time() + FRESH_SECONDS
+            self._since = self._loop.time()
 
     def handle_error(
         self,

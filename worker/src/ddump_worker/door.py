@@ -138,7 +138,7 @@ class Door:
             client = Client(identity=ANONYMOUS, address=self.address_of(request))
         request[CLIENT] = client
         if isinstance(request.protocol, Connection):
-            request.protocol.client = client
+            request.protocol.identify(client)
         return client
 
     def _check_destination(self, request: web.BaseRequest) -> None:

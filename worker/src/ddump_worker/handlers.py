@@ -235,8 +235,8 @@ def _cut(request: web.Request) -> None:
 
 def cut_by(request: web.Request) -> str:
     """Return why a request that was cancelled was cut."""
-    if isinstance(request.protocol, Connection) and request.protocol.revoked:
-        return "revoked"
+    if isinstance(request.protocol, Connection) and request.protocol.cut_for:
+        return request.protocol.cut_for
     return "cut" if request.app[CORE].streams.stopping else "the client left"
 
 

@@ -16,7 +16,14 @@ from ddump_common.tls import Grounds
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-__all__ = ["ANONYMOUS", "Client", "Identity", "IdentityKind", "peer_address"]
+__all__ = [
+    "ANONYMOUS",
+    "Client",
+    "Identity",
+    "IdentityKind",
+    "host_of",
+    "peer_address",
+]
 
 
 class IdentityKind(enum.StrEnum):
@@ -61,7 +68,7 @@ class Client:
     @property
     def host(self) -> str:
         """The address without its port."""
-        return self.address.rpartition(":")[0] or self.address
+        return host_of(self.address)
 
 
 def peer_address(peer: object) -> str:
@@ -70,3 +77,8 @@ def peer_address(peer: object) -> str:
         return "unix"
     host, port = peer[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_of(address: str) -> str:
+    """Return an address without its port; ``unix`` has none."""
+    return address.rpartition(":")[0] or address

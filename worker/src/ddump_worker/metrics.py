@@ -82,7 +82,7 @@ class _WorkerCollector(Collector):
         )
         yield _counter(
             "evicted_connections",
-            "Connections without a request that were closed to make room",
+            "Connections that were closed to make room for others",
             self._connections.evicted,
         )
         yield _counter(
