@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from ddump_common.api import ADDRESS_HEADER, CERTIFICATE_HEADER, USER_HEADER
-from support.certificates import ENDING, EXPIRED, Authority, no_text, no_version
+from support.certificates import ENDING, EXPIRED, NOW, Authority, no_text, no_version
 from support.loopback import talker
 from support.workers import Worker, run, wait_until, worker
 
@@ -295,6 +295,34 @@ class TestProxy:
             assert (await ask(running, {**bearer("x"), USER_HEADER: "bob"}))[0] == 401
             assert identities(running) == ["token:backup", "null"]
 
+    async def test_a_certificate_beside_a_token_has_to_hold(
+        self, tmp_path, options, authority, tokens
+    ):
+        bob = authority.client("bob")
+        shown = {**bearer(TOKEN), CERTIFICATE_HEADER: quote(bob.cert.read_text())}
+        async with (
+            worker(
+                *options, "--token-file", str(tokens),
+                listen=[f"unix:{tmp_path}/w"], anonymous=False,
+            ) as running,
+            client(running) as http,
+            http.get("/capture?filter=icmp", headers=shown) as cut,
+            http.get("/capture?filter=icmp", headers=bearer(TOKEN)) as kept,
+        ):  # fmt: skip
+            for each in (cut, kept):
+                await each.content.readexactly(24)
+            authority.revoke(bob)
+            await running.hang_up()
+            assert "files again, 1 connection is revoked" in running.text
+            with pytest.raises(aiohttp.ClientError):
+                await cut.content.read()
+            status, _, said = await ask(running, shown)
+            assert (status, said["detail"]) == (
+                401,
+                "the certificate of CN=bob is revoked",
+            )
+            assert running.packet_sockets() == 1
+
     async def test_nobody_else_is_believed(self, folder):
         path = folder / "w"
         async with worker(
@@ -391,6 +419,64 @@ class TestReload:
                 await bob.get(STATUS)
             await wait_until(lambda: "ended=revoked" in running.text)
         assert "identity=cert:CN=bob" in running.text
+
+    @pytest.mark.parametrize("how", ["revoked", "expired", "authority gone"])
+    async def test_a_token_does_not_stand_in_for_its_certificate(
+        self, tmp_path, options, authority, tokens, how
+    ):
+        known = tmp_path / "known.pem"
+        other = Authority(tmp_path, "other")
+        both = tmp_path / "lists.pem"
+        known.write_bytes(authority.cert.read_bytes() + other.cert.read_bytes())
+
+        def write_lists() -> None:
+            both.write_bytes(authority.crl.read_bytes() + other.crl.read_bytes())
+
+        write_lists()
+        bob = other.client("bob", made=ENDING if how == "expired" else NOW)
+        alice = authority.client("alice")
+        async with (
+            worker(
+                *options[:4], "--tls-client-ca", str(known), "--tls-crl", str(both),
+                "--token-file", str(tokens), anonymous=False,
+            ) as running,
+            client(running, self.tls(authority, bob)) as http,
+            client(running, self.tls(authority, alice)) as others,
+            http.get("/capture?filter=icmp", headers=bearer(TOKEN)) as cut,
+            others.get("/capture?filter=icmp", headers=bearer(TOKEN)) as kept,
+        ):  # fmt: skip
+            for each in (cut, kept):
+                await each.content.readexactly(24)
+            # One that has asked before, and one that has only shaken hands.
+            async with http.get(STATUS, headers=bearer(TOKEN)) as answer:
+                assert answer.status == 200
+            silent = await asyncio.open_connection(
+                "127.0.0.1", running.url.rpartition(":")[2],
+                ssl=self.tls(authority, bob), server_hostname="127.0.0.1",
+            )  # fmt: skip
+            if how == "revoked":
+                other.revoke(bob)
+                write_lists()
+            elif how == "authority gone":
+                known.write_bytes(authority.cert.read_bytes())
+            if how != "expired":
+                await running.hang_up()
+            async with asyncio.timeout(10):
+                with pytest.raises((aiohttp.ClientError, ConnectionError)):
+                    await cut.content.read()
+            silent[1].write(
+                f"GET {STATUS} HTTP/1.1\r\nHost: localhost\r\n"
+                f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
+            )
+            head = await silent[0].readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 401 ")
+            assert re.search(rb"CN=bob (is revoked|has expired|is of an authority)",
+                             await silent[0].read(1000))  # fmt: skip
+            silent[1].transport.abort()
+            with pytest.raises(aiohttp.ClientError):
+                await http.get(STATUS, headers=bearer(TOKEN))
+            assert running.packet_sockets() == 1
+            await wait_until(lambda: "ended=revoked" in running.text)
 
     async def test_a_revoked_authority_between_lets_in_nobody_more(self, tmp_path):
         root = Authority(tmp_path, "root", path_length=1)

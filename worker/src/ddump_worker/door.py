@@ -2,12 +2,14 @@
 
 What a client shows is asked for in this order: a bearer token; what the proxy says of
 its client, on a unix socket and from the proxy's own uid; the certificate of the TLS
-connection. Fields that speak of identities mean nothing from anybody but the proxy.
+connection. A certificate has to hold in any case, also when it is by a token that a client
+is known. Fields that speak of identities mean nothing from anybody but the proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import socket
 import struct
@@ -98,11 +100,13 @@ class Door:
 
     def holds(self, client: Client) -> bool:
         """Return whether what ``client`` has shown would still let it in."""
-        if client.token_digest is not None:
-            return self._trust.tokens.holds(client.identity.name, client.token_digest)
-        if client.certificate is not None:
-            return not self._trust.doubt(client.certificate, client.grounds)
-        return True
+        shown = client.token_digest
+        if shown is not None and not self._trust.tokens.holds(
+            client.identity.name, shown
+        ):
+            return False
+        certificate = client.certificate
+        return certificate is None or not self._trust.doubt(certificate, client.grounds)
 
     def address_of(self, request: web.BaseRequest) -> str:
         """Return where a request comes from, also of one that is not admitted.
@@ -164,18 +168,32 @@ class Door:
             if proxied is None
             else proxied.address
         )
+        certificate, grounds = self._shown(request, proxied)
         if (token := _bearer(request)) is not None:
-            return self._bearing(token, address)
-        if proxied is not None and proxied.certificate is not None:
-            seen = Grounds(lists=self._trust.grounds.lists)
-            return self._certified(proxied.certificate, address, seen)
-        if proxied is not None and proxied.user:
+            client = self._bearing(token, address)
+        elif certificate is not None:
+            client = _certified(certificate, address)
+        elif proxied is not None and proxied.user:
             user = Identity(kind=IdentityKind.USER, name=proxied.user)
-            return Client(identity=user, address=address)
-        if (shown := _certificate(request)) is not None:
-            context = cast("ServerContext", _extra(request, "sslcontext"))
-            return self._certified(shown, address, context.grounds)
-        return None
+            client = Client(identity=user, address=address)
+        else:
+            return None
+        if certificate is None:
+            return client
+        self._verify(certificate, grounds)
+        return dataclasses.replace(client, certificate=certificate, grounds=grounds)
+
+    def _shown(
+        self, request: web.BaseRequest, proxied: Proxied | None
+    ) -> tuple[x509.Certificate | None, Grounds]:
+        """Return the certificate of who asks, and on what grounds it was verified."""
+        if proxied is not None:
+            return proxied.certificate, Grounds(lists=self._trust.grounds.lists)
+        certificate = _certificate(request)
+        if certificate is None:
+            return None, Grounds()
+        context = cast("ServerContext", _extra(request, "sslcontext"))
+        return certificate, context.grounds
 
     def _bearing(self, token: bytes, address: str) -> Client:
         shown = digest(token)
@@ -191,27 +209,14 @@ class Door:
             token_digest=shown,
         )
 
-    def _certified(
-        self,
-        certificate: x509.Certificate,
-        address: str,
-        grounds: Grounds,
-    ) -> Client:
+    def _verify(self, certificate: x509.Certificate, grounds: Grounds) -> None:
         try:
-            name = certificate.subject.rfc4514_string()
             doubt = self._trust.doubt(certificate, grounds)
+            name = certificate.subject.rfc4514_string()
         except MALFORMED as exc:
             raise UnauthorizedError("the certificate cannot be read") from exc
-        if not name:
-            raise UnauthorizedError("the certificate has no subject, and names nobody")
         if doubt:
             raise UnauthorizedError(f"the certificate of {name} {doubt}")
-        return Client(
-            identity=Identity(kind=IdentityKind.CERT, name=name),
-            address=address,
-            certificate=certificate,
-            grounds=grounds,
-        )
 
     def _admits_anybody(self, request: web.BaseRequest) -> bool:
         return (
@@ -246,6 +251,16 @@ async def _read(config: Config) -> Trust:
     for each in trust.warnings:
         _log.warning("%s", each)
     return trust
+
+
+def _certified(certificate: x509.Certificate, address: str) -> Client:
+    try:
+        name = certificate.subject.rfc4514_string()
+    except MALFORMED as exc:
+        raise UnauthorizedError("the certificate cannot be read") from exc
+    if not name:
+        raise UnauthorizedError("the certificate has no subject, and names nobody")
+    return Client(identity=Identity(kind=IdentityKind.CERT, name=name), address=address)
 
 
 def _extra(request: web.BaseRequest, name: str) -> object:

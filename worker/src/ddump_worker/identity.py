@@ -54,9 +54,9 @@ class Client:
     """Who makes a request, from where, and what it showed for it.
 
     ``address`` is ``ADDRESS:PORT`` as people write it, or ``unix``. The rest is kept to
-    see whether it still holds when that is asked again: a certificate, and the
-    ``grounds`` on which the worker verified it (which authorities the proxy knows, it
-    does not say); the digest of a token.
+    see whether it still holds when that is asked again: a certificate, whatever the
+    client is known by, and the ``grounds`` on which the worker verified it (which
+    authorities the proxy knows, it does not say); the digest of a token.
     """
 
     identity: Identity
