@@ -16,11 +16,13 @@ import aiohttp
 import pytest
 
 from support.certificates import EARLY, EXPIRED, Authority, self_signed
+from support.programs import DDUMP
 from support.workers import Worker, wait_until, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 HEALTH = b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: [::1]\r\n\r\n"
 HALF = b"GET /api/v1/health HTTP/1.1\r\nHost: loc"
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 DESCRIPTORS = 4096
@@ -57,6 +59,11 @@ def context(authority, pair=None, version=None) -> ssl.SSLContext:
     if version is not None:
         made.minimum_version = made.maximum_version = version
     return made
+
+
+def requests(running: Worker) -> list[str]:
+    """Return the lines of the log that are about requests."""
+    return [line for line in running.said if " INFO request " in line]
 
 
 def port_of(running: Worker) -> int:
@@ -199,6 +206,27 @@ class TestTls:
             assert b"application/problem+json" in head
             assert b"Retry-After" not in head
             assert "https://" in json.loads(body)["hint"]
+            await wait_until(lambda: len(requests(running)) == 1)
+        (line,) = requests(running)
+        assert re.search(
+            r" identity=null address=127\.0\.0\.1:\d+ method=null path=null status=400 "
+            r'ended="This is a port of https: the request came without TLS"',
+            line,
+        )
+
+    async def test_plain_http_cannot_fill_the_log_and_is_counted(
+        self, options, authority
+    ):
+        tls = context(authority, authority.client("alice"))
+        field = b"\r\nAuthorization: Bearer 0123456789abcdef\r\n\r\n"
+        asking = HEALTH.replace(b"\r\n\r\n", field)
+        async with worker(*options, anonymous=False) as running:
+            for _ in range(40):
+                assert b"400 Bad Request" in await asked(running, asking)
+            answer = await asked(running, METRICS, tls)
+            assert b"ddump_worker_failed_handshakes_total 40.0\n" in answer
+        assert len(requests(running)) == 31  # and that for the metrics
+        assert "0123456789abcdef" not in running.text
 
     async def test_connections_that_lead_to_nothing_leave_nothing(
         self, options, authority
@@ -231,9 +259,7 @@ class TestTls:
             for _ in range(40):
                 with pytest.raises((ssl.SSLError, OSError)):
                     await asked(running, HEALTH, context(authority))
-            answer = await asked(
-                running, b"GET /metrics HTTP/1.1\r\nHost: [::1]\r\n\r\n", tls
-            )
+            answer = await asked(running, METRICS, tls)
             assert b"ddump_worker_failed_handshakes_total 40.0\n" in answer
 
 
@@ -376,23 +402,41 @@ class TestRoom:
             every = [tasks.create_task(asked(running, HEALTH, tls)) for _ in range(200)]
         assert {each.result()[:15] for each in every} == {b"HTTP/1.1 200 OK"}
 
-    async def test_only_requests_under_way_turn_others_away(self):
+    @pytest.mark.parametrize("encrypted", [False, True])
+    async def test_streams_alone_turn_others_away(self, options, authority, encrypted):
+        alice = authority.client("alice")
+        tls = context(authority, alice) if encrypted else None
+        options = (*(options if encrypted else ()), "--max-connections", "2")
         async with (
-            worker("--max-connections", "2") as running,
+            worker(*options, anonymous=not encrypted) as running,
             aiohttp.ClientSession() as http,
-            http.get(f"{running.url}/capture?filter=icmp") as first,
-            http.get(f"{running.url}/capture?filter=icmp") as second,
+            http.get(f"{running.url}/capture?filter=icmp", ssl=tls or True) as first,
+            http.get(f"{running.url}/capture?filter=icmp", ssl=tls or True) as second,
         ):
             for stream in (first, second):
                 await stream.content.readexactly(24)
-            answer = await asked(running, HEALTH)
+            answer = await asked(running, HEALTH, tls)
             head, _, body = answer.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
             assert b"Retry-After: 5\r\n" in head
             assert b"Ddump-Host: " in head
             assert json.loads(body)["detail"] == "all 2 connections are in use"
+            shown = (
+                "--ca", authority.cert, "--cert", alice.cert, "--key", alice.key,
+            )  # fmt: skip
+            said = await ddump_says(*(shown if encrypted else ()), running.url)
+            assert "503: " in said
+            assert "all 2 connections are in use" in said
+
+            await wait_until(lambda: len(requests(running)) > 1)
             first.close()
-            await wait_until(lambda: answered(running))
+            await wait_until(lambda: answered(running, tls))
+        for line in requests(running)[:2]:
+            assert re.search(
+                r" identity=null address=127\.0\.0\.1:\d+ method=null path=null status=503 "
+                r'ended="Too many connections: all 2 connections are in use"',
+                line,
+            )
 
     async def test_behind_a_proxy_its_clients_compete_each_for_itself(self, tmp_path):
         async with (
@@ -441,6 +485,14 @@ class TestRoom:
                 await stack.enter_async_context(connected(running))
             # 64 are answered, which takes a second, and the others closed.
             await wait_until(lambda: running.descriptors() <= before)
+            stream.close()
+            await wait_until(lambda: answered(running))
+            answer = await asked(running, METRICS)
+            refused = re.search(rb"refused_connections_total (\d+)", answer)[1]
+            assert int(refused) >= 300
+        turned_away = [each for each in requests(running) if "Too many" in each]
+        assert len(turned_away) == 30
+        assert "status=null" in turned_away[0]  # it was not told
 
 
 UNREAD = 60
@@ -512,5 +564,15 @@ class TestDescriptors:
         assert running.text.count("could not be accepted") <= 30
 
 
-async def answered(running: Worker) -> bool:
-    return b"200 OK" in await asked(running, HEALTH)
+async def answered(running: Worker, tls=None) -> bool:
+    return b"200 OK" in await asked(running, HEALTH, tls)
+
+
+async def ddump_says(*arguments) -> str:
+    """Return what ddump says of a target that it cannot open."""
+    process = await asyncio.create_subprocess_exec(
+        DDUMP, *arguments, "-w", "/dev/null", stderr=subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 3, said
+    return said.decode()

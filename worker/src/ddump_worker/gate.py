@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING
 from ddump_common.answers import Problem
 from ddump_common.text import printable
 
+from .audit import Entry, ended_by
 from .connections import HEADER_SECONDS, Connection
+from .farewell import Farewells
 from .identity import peer_address
 from .problems import raw_problem
 
@@ -42,12 +44,8 @@ _log = logging.getLogger(__name__)
 
 _HANDSHAKE = b"\x16"  # the first byte of TLS (RFC 8446, 5.1)
 _ERROR_PAUSE_SECONDS = 0.1
-# A goodbye has to arrive: closed at once, a request that is still arriving would reset
-# the connection, and what was said with it. So many at once may take so long.
-_MAX_FAREWELLS = 64
 MAX_SPARES = 256
 """How many handshakes at once can be told why they fail; each takes one more file."""
-_FAREWELL_SECONDS = 1.0
 # How long a client may take to take the rest of an answer. By no time of ours: a plain
 # connection has none either, and Connections.sweep() ends what is over or has vanished.
 _FLUSH_SECONDS = 30 * 86400
@@ -77,7 +75,7 @@ class Gate:
         self._context = context
         self._tasks = tasks
         self._reports = _Reports()
-        self._farewells = 0
+        self._farewells = Farewells()
         self._spares = 0
         self._turn = asyncio.Lock()
 
@@ -119,7 +117,7 @@ class Gate:
             async with self._turn:
                 admitted = await self._connections.admit(connection)
             if not admitted:
-                await self._part(accepted, raw_problem(self._connections.exhausted()))
+                await self._turn_away(connection, accepted, context)
             elif context is None:
                 await loop.connect_accepted_socket(lambda: connection, accepted)
             else:
@@ -131,6 +129,18 @@ class Gate:
                 connection.forget()
                 accepted.close()
 
+    async def _turn_away(
+        self,
+        connection: Connection,
+        accepted: socket.socket,
+        context: ServerContext | None,
+    ) -> None:
+        problem = self._connections.exhausted()
+        told = await self._farewells.say(
+            accepted, raw_problem(problem), context=context
+        )
+        self._report_request(connection, problem, told=told)
+
     async def _encrypt(
         self, connection: Connection, accepted: socket.socket, context: ServerContext
     ) -> None:
@@ -141,7 +151,9 @@ class Gate:
                 if first == _HANDSHAKE:
                     await self._shake_hands(connection, accepted, context)
                 elif first:
-                    await self._part(accepted, raw_problem(_PLAIN))
+                    self._connections.failed_handshakes += 1
+                    told = await self._farewells.say(accepted, raw_problem(_PLAIN))
+                    self._report_request(connection, _PLAIN, told=told)
         except TimeoutError:
             self._report_failure(connection, f"it took longer than {HEADER_SECONDS} s")
         except ssl.SSLError as exc:
@@ -163,7 +175,7 @@ class Gate:
                 )
             except ssl.SSLError as exc:
                 if spare is not None:
-                    await self._part(spare, getattr(exc, "alert", b""))
+                    await self._farewells.say(spare, getattr(exc, "alert", b""))
                 raise
 
     @contextlib.contextmanager
@@ -179,22 +191,6 @@ class Gate:
         finally:
             self._spares -= 1
 
-    async def _part(self, accepted: socket.socket, goodbye: bytes) -> None:
-        """Say ``goodbye``, and wait a moment until the client has heard it."""
-        if self._farewells >= _MAX_FAREWELLS:
-            return
-        self._farewells += 1
-        loop = asyncio.get_running_loop()
-        try:
-            with contextlib.suppress(OSError):  # among them, that the time is over
-                async with asyncio.timeout(_FAREWELL_SECONDS):
-                    await loop.sock_sendall(accepted, goodbye)
-                    accepted.shutdown(socket.SHUT_WR)
-                    while await loop.sock_recv(accepted, 65536):
-                        pass
-        finally:
-            self._farewells -= 1
-
     def _report_failure(self, connection: Connection, reason: str) -> None:
         self._connections.failed_handshakes += 1
         self._report(
@@ -203,15 +199,29 @@ class Gate:
             printable(reason),
         )
 
+    def _report_request(
+        self, connection: Connection, problem: Problem, *, told: bool
+    ) -> None:
+        """Tell of a request that was not read."""
+        if self._may_report():
+            Entry(
+                address=connection.address,
+                status=problem.status if told else None,
+                ended=ended_by(problem),
+            ).log()
+
     def _report(self, text: str, *arguments: object) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._reports.allow(now):
-            if self._reports.omitted:
-                _log.warning(
-                    "%d lines like the next were left out", self._reports.omitted
-                )
-                self._reports.omitted = 0
+        if self._may_report():
             _log.warning(text, *arguments)
+
+    def _may_report(self) -> bool:
+        reports = self._reports
+        if not reports.allow(asyncio.get_running_loop().time()):
+            return False
+        if reports.omitted:
+            _log.warning("%d lines like the next were left out", reports.omitted)
+            reports.omitted = 0
+        return True
 
 
 class _Reports:
