@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from pathlib import Path
 
 import aiohttp
 
 from support.loopback import payloads, talker
-from support.workers import worker
+from support.workers import wait_until, worker
 
 _SCRIPT = """
 import subprocess, threading
@@ -98,3 +100,27 @@ async def test_every_task_of_root_s_worker_has_one_and_captures_opened_later_wor
                         assert running.status_fields(name) == {f"{0:016x}"}
                     assert running.status_fields("NoNewPrivs") == {"1"}
                     assert payloads(await answer.read()) == sent
+
+
+async def test_root_s_helpers_have_none_and_look_names_up():
+    slow = " or ".join(f"port {number}" for number in range(1, 301))
+    async with worker() as running, aiohttp.ClientSession() as http:
+        url = f"{running.url}/capture"
+
+        async def compile_slowly() -> None:
+            async with http.get(url, params={"filter": slow}) as answer:
+                assert answer.status == 400  # it takes too long
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(compile_slowly())
+            await wait_until(running.children)
+            (helper,) = running.children()
+            await wait_until(lambda: capabilities_of(helper) == {f"{0:016x}"})
+        async with http.head(url, params={"filter": "host localhost"}) as answer:
+            assert answer.status == 200
+
+
+def capabilities_of(pid: int) -> set[str]:
+    said = Path(f"/proc/{pid}/status").read_text()
+    names = ("CapInh", "CapPrm", "CapEff", "CapAmb")
+    return {value for name in names for value in values(said, name)}

@@ -1,8 +1,11 @@
 """The worker's privileges: CAP_NET_RAW, and what it had beside that given up.
 
 Capabilities belong to threads, and a thread begins with those of its parent: this has
-to be done before any other thread runs. What is opened later, and the helpers that
-compile filters, then have no more than they need, also where the worker runs as root.
+to be done before any other thread runs. What is opened later then has no more than it
+needs, also where the worker runs as root; and the helpers that compile filters, to which
+root's processes hand on what is left, need nothing.
+
+What is imported here each helper waits for.
 """
 
 from __future__ import annotations
@@ -10,9 +13,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from pathlib import Path
 
-__all__ = ["keep_only_net_raw"]
+__all__ = ["keep_none", "keep_only_net_raw"]
 
 _NET_RAW = 13
 _LAST = 63  # two words of 32 bits
@@ -33,7 +35,9 @@ def keep_only_net_raw() -> None:
         RuntimeError: the process has other threads, which would keep theirs.
 
     """
-    if len(list(Path("/proc/self/task").iterdir())) > 1:
+    with os.scandir("/proc/self/task") as threads:
+        count = len(list(threads))
+    if count > 1:
         raise RuntimeError("capabilities are dropped before any other thread begins")
     for capability in range(_LAST + 1):
         if capability != _NET_RAW:
@@ -41,10 +45,19 @@ def keep_only_net_raw() -> None:
             # numbers that the kernel does not know it fails as well.
             _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _keep(1 << _NET_RAW)
+
+
+def keep_none() -> None:
+    """Give up all capabilities of this thread, for as long as it runs this program."""
+    _keep(0)
+
+
+def _keep(capabilities: int) -> None:
     # Effective, permitted, inheritable: the lower words, then the upper ones. What is
     # not inheritable is not ambient either.
     header = struct.pack("=Ii", _VERSION, 0)
-    data = struct.pack("=6I", 1 << _NET_RAW, 1 << _NET_RAW, 0, 0, 0, 0)
+    data = struct.pack("=6I", capabilities, capabilities, 0, 0, 0, 0)
     _check(_libc.capset(header, data))
 
 

@@ -1,7 +1,7 @@
 """The helper process that compiles one filter, and then is gone.
 
 libpcap's compiler can take minutes, and looks names up; a process can be limited and
-killed. It reads expressions from stdin with a NUL between them, the user's first and
+killed, and needs no privilege. It reads expressions from stdin with a NUL between them, the user's first and
 then the worker's own, and writes one byte of outcome to stdout and what belongs to it:
 ``+`` and the program, ``-`` and why there is none for the user's, or ``!`` and why
 there is none for the worker's own. The program is one for the kernel, or with the
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from ddump_common.errors import FilterError
 
 from . import _pcap
+from .capabilities import keep_none
 from .program import UnsupportedLoadError, chain, cook, reads_kernel
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _words(refusal: Exception) -> bytes:
 
 def main() -> None:
     """Compile what stdin holds; the arguments are link type, snaplen, and ``stored``."""
+    keep_none()
     _limit()
     link_type, snaplen = (int(word) for word in sys.argv[1:3])
     text = sys.stdin.buffer.read()
