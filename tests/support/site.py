@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from support.programs import Worker
 
 NAME = "worker.example"
+NAMESAKE = "CN=responder"
+"""A user with a password who is named like a certificate's subject."""
 CERTIFICATE_PORT = 8476
 TOKEN_PORT = 8477
 
@@ -215,15 +217,23 @@ def bearer(token: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
-    """Make a site; ``environment`` is nginx's."""
+def site(
+    environment: Mapping[str, str] | None = None,
+    *,
+    rules: str = "",
+    prefix: str = "ddump-site",
+) -> Iterator[Site]:
+    """Make a site; ``environment`` is nginx's, ``rules`` are those of the first worker.
+
+    Of two at once each needs a ``prefix`` of its own for its namespaces.
+    """
     with contextlib.ExitStack() as stack:
         # Not in a test's own folder: www-data has to get in, and sockets' paths are short.
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="ddump-site-"))
         )
         folder.chmod(0o755)
-        net = stack.enter_context(network(1, prefix="ddump-site"))
+        net = stack.enter_context(network(1, prefix=prefix))
         (host,) = net.hosts
         keys = folder / "keys"
         keys.mkdir()
@@ -231,7 +241,9 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
         server = authority.server(NAME, host.address)
         user, password = "alice", secrets.token_urlsafe(24)
         token = secrets.token_urlsafe(24)
-        prepare(folder, authority=authority, server=server, passwords={user: password})
+        passwords = dict.fromkeys((user, NAMESAKE), password)
+        prepare(folder, authority=authority, server=server, passwords=passwords)
+        (keys / "worker.toml").write_text(rules)
         tokens = keys / "tokens"
         tokens.touch(0o600)
         tokens.write_text(f"# who\ntests:{token}\n")
@@ -244,6 +256,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
             "--exclude", f"tcp portrange 8475-{TOKEN_PORT}",
         )  # fmt: skip
         behind = (
+            "--config", f"{keys}/worker.toml",
             "--listen", f"unix:{socket_path(folder)}", "--listen-group", USER,
             "--listen", f"0.0.0.0:{CERTIFICATE_PORT}",
             "--proxy-uid", USER, "--tls-client-ca", f"{authority.cert}",

@@ -13,13 +13,14 @@ import ssl
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 
 from support.certificates import EARLY, EXPIRED, Authority, self_signed
 from support.nginx import PORT, USER, socket_path
 from support.programs import started
-from support.site import CERTIFICATE_PORT, bearer, certificate, site
+from support.site import CERTIFICATE_PORT, NAMESAKE, bearer, certificate, site
 
 if TYPE_CHECKING:
     from support.certificates import Pair
@@ -27,17 +28,30 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 CAPTURE = "/capture?duration=1ms&filter=udp%20port%209"
-SPOOFED = [
-    word
-    for name in ("Ddump-Client-User", "ddump-client-user", "Ddump_Client_User")
-    for word in ("-H", f"{name}: root")
-]
 
 
 @pytest.fixture(scope="module")
 def place():
     with site() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def spoofed(place):
+    """What a proxy would say of two who would be let in, in several spellings."""
+    victim = place.authority.client("victim")
+    return [
+        word
+        for field, value in (("User", place.user), ("Certificate", escaped(victim)))
+        for name in (f"Ddump-Client-{field}", f"ddump-client-{field.lower()}",
+                     f"Ddump_Client_{field}")
+        for word in ("-H", f"{name}: {value}")
+    ]  # fmt: skip
+
+
+def escaped(pair: Pair) -> str:
+    """Return a certificate as nginx writes it into a field."""
+    return quote(pair.cert.read_text(), safe="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +101,7 @@ def shown(place):
         "wrong password": Shown(user=place.user, password=place.password[:-1]),
         "unknown user": Shown(user="responder", password=place.password),
         # Named as a certificate's subject is, which makes no certificate of him.
-        "named like a certificate": Shown(user="CN=responder", password=place.password),
+        "named like a certificate": Shown(user=NAMESAKE, password=place.password),
     }
     right = made["right certificate"].pair
     made["certificate, right token"] = Shown(pair=right, token=place.token)
@@ -117,7 +131,7 @@ THROUGH_NGINX = {
     "right password": "user:alice",
     "wrong password": (401, "password that is wrong"),
     "unknown user": (401, "password that is wrong"),
-    "named like a certificate": (401, "password that is wrong"),
+    "named like a certificate": "user:CN=responder",
     "certificate, right token": TOKEN,
     "certificate, wrong token": (401, "token is not known"),
     "revoked, right token": (403, "revoked"),
@@ -183,10 +197,10 @@ def opened(place, url, known):
 
 
 @pytest.mark.parametrize(("way", "what", "expected"), MATRIX)
-def test_curl(place, shown, way, what, expected):
+def test_curl(place, shown, spoofed, way, what, expected):
     url, worker = at(place, way)
     since = len(worker.said)
-    answer = place.curl(*shown[what].curl, *SPOOFED, f"{url}{CAPTURE}")
+    answer = place.curl(*shown[what].curl, *spoofed, f"{url}{CAPTURE}")
     address = f'"address": "{place.client.address}:{answer.port}"'
     if isinstance(expected, str):
         assert answer.status == 200, answer
@@ -202,11 +216,18 @@ def test_curl(place, shown, way, what, expected):
         assert re.search(told, answer.problem["detail"]), answer
     if status == 401:
         assert answer.headers["www-authenticate"], answer
-    # Nobody was let in, and nothing was opened for him.
-    for line in worker.said[since:]:
-        if address in line:
-            assert json.loads(line)["identity"] is None
-            assert "stream" not in json.loads(line)
+    # Nobody was let in, and nothing was opened for him. What is said of a request is said
+    # before that of a later one.
+    later = place.curl(*shown["certificate, right token"].curl, f"{url}{STATUS}")
+    worker.await_said(f'"address": "{place.client.address}:{later.port}"', since)
+    lines = [json.loads(each) for each in worker.said[since:] if address in each]
+    is_workers_own = "ddump-host" in answer.headers
+    assert len([each for each in lines if each["message"] == "request"]) == (
+        1 if is_workers_own else 0
+    )
+    for line in lines:
+        assert line.get("identity") is None
+        assert "stream" not in line
 
 
 @pytest.mark.parametrize(("way", "what", "expected"), MATRIX)
@@ -321,24 +342,95 @@ def test_what_is_too_long_is_refused(place, shown, way, tmp_path):
     assert opened(place, url, known) == before
 
 
-def test_the_proxy_alone_is_believed_on_the_socket(place, shown):
+@pytest.mark.parametrize("field", ["User", "Certificate"])
+def test_the_proxy_alone_is_believed_on_the_socket(place, field):
     # Who may connect to the socket is not yet the proxy: that is who connects as www-data.
     path = socket_path(place.folder)
+    alice = place.authority.client("alice")
+    said = {"User": "alice", "Certificate": escaped(alice)}[field]
     ask = [
         "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", str(path),
-        "-H", "Ddump-Client-User: root", "-H", "Ddump-Client-Address: 192.0.2.1:1",
+        "-H", f"Ddump-Client-{field}: {said}", "-H", "Ddump-Client-Address: 192.0.2.1:1",
         f"http://worker{CAPTURE}",
     ]  # fmt: skip
-    since = len(place.worker.said)
-    assert subprocess.run(ask, check=True, capture_output=True).stdout == b"401"
-    line = await_capture(place.worker, since)
-    assert (line["identity"], line["address"]) == (None, "unix")
-    as_proxy = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-    since = len(place.worker.said)
-    done = subprocess.run([*as_proxy, *ask], check=True, capture_output=True)
-    assert done.stdout == b"200"
-    line = await_capture(place.worker, since)
-    assert (line["identity"], line["address"]) == ("user:root", "192.0.2.1:1")
+    known = {"User": "user:alice", "Certificate": "cert:CN=alice"}[field]
+    for user, status, identity, address in (
+        ("root", b"401", None, "unix"),
+        ("nobody", b"401", None, "unix"),
+        (USER, b"200", known, "192.0.2.1:1"),
+    ):
+        become = ["setpriv", f"--reuid={user}", f"--regid={USER}", "--clear-groups"]
+        since = len(place.worker.said)
+        done = subprocess.run([*become, *ask], check=True, capture_output=True)
+        assert done.stdout == status
+        line = await_capture(place.worker, since)
+        assert (line["identity"], line["address"]) == (identity, address)
+
+
+@pytest.mark.parametrize("way", ["nginx", "certificates"])
+@pytest.mark.parametrize("field", ["User", "Certificate"])
+def test_who_is_known_is_nobody_else_for_saying_so(place, shown, way, field):
+    url, worker = at(place, way)
+    said = {
+        "User": place.user,
+        "Certificate": escaped(place.authority.client("victim")),
+    }[field]
+    claim = ("-H", f"Ddump-Client-{field}: {said}")
+    since = len(worker.said)
+    known = shown["right certificate"].curl
+    assert place.curl(*known, *claim, f"{url}{CAPTURE}").status == 200
+    assert await_capture(worker, since)["identity"] == RIGHT
+
+
+@pytest.fixture(scope="module")
+def ruled():
+    """A place where two may do something, each something else."""
+    with site(
+        prefix="ddump-ruled",
+        rules="""
+            [[access]]
+            identity = ["cert:CN=responder"]
+            allow = ["stream"]
+            filter = "not port 22"
+
+            [[access]]
+            identity = ["user:alice"]
+            allow = ["status"]
+        """,
+    ) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "identity", "capture", "status"),
+    [
+        ("certificate", "responder", "cert:CN=responder", 200, 403),
+        # Each is named like the other, and is not the other.
+        ("password", NAMESAKE, "user:CN=responder", 403, 403),
+        ("password", "alice", "user:alice", 403, 200),
+        ("certificate", "alice", "cert:CN=alice", 403, 403),
+    ],
+)
+def test_a_rule_is_for_one_kind_of_identity(
+    ruled, kind, name, identity, capture, status
+):
+    if kind == "certificate":
+        known = Shown(pair=ruled.authority.client(name))
+        urls = [ruled.url, ruled.certificate_url]
+    else:
+        known, urls = Shown(user=name, password=ruled.password), [ruled.url]
+    for url in urls:
+        since = len(ruled.worker.said)
+        answer = ruled.curl(*known.curl, f"{url}{CAPTURE}")
+        assert answer.status == capture, answer
+        line = await_capture(ruled.worker, since)
+        assert line["identity"] == identity
+        if capture == 200:
+            assert line["filter_run"] == "(not port 22) and (udp port 9)"
+        else:
+            assert identity in answer.problem["detail"]
+            assert "stream" not in line
+        assert ruled.curl(*known.curl, f"{url}{STATUS}").status == status
 
 
 def test_health_is_open_and_nothing_else(place):

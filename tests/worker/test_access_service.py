@@ -123,6 +123,30 @@ def table(*identities: str, allow: str = ALL, more: str = "") -> str:
     return f"[[access]]\nidentity = {json.dumps(identities)}\nallow = {allow}\n{more}\n"
 
 
+async def test_a_rule_for_nobody_known_is_for_nobody_else(tmp_path):
+    rules = table("anonymous", allow='["stream"]', more='filter = "not port 22"')
+    async with serving(tmp_path, rules) as to:
+        asked = {"filter": "udp port 9", "duration": "1ms"}
+        async with to.get("/capture", None, **asked) as response:
+            assert response.status == 200
+            await response.read()
+        problem, _ = await to.refusal("/api/v1/status", None)
+        assert problem["status"] == 403
+        assert "anonymous does not have the permission status" in problem["detail"]
+        problem, _ = await to.refusal("/capture", "alice", **asked)
+        assert problem["status"] == 403
+        assert "no rule of this worker is for token:alice" in problem["detail"]
+        # And without one who shows nothing is told to show something.
+        await to.reload(table("token:alice"))
+        problem, _ = await to.refusal("/capture", None, **asked)
+        assert problem["status"] == 401
+        await wait_until(lambda: len(to.requests()) == 4)
+    first, *others = to.requests()
+    assert first["identity"] == "anonymous"
+    assert first["filter_run"] == "(not port 22) and (udp port 9)"
+    assert not any("stream" in each for each in others)
+
+
 class TestFilter:
     """What a rule leaves out stays out, whatever is asked for."""
 
