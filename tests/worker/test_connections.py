@@ -15,6 +15,7 @@ from aiohttp import web
 
 from ddump_common.tls import server_context
 from ddump_worker.connections import (
+    Claim,
     Connection,
     Connections,
     has_arrived,
@@ -232,6 +233,23 @@ async def test_a_peer_that_stalls_and_lives_is_kept(caplog):
             async with asyncio.timeout(5):
                 await ended.wait()
     assert caplog.text == ""
+
+
+@as_in_a_worker
+async def test_who_reads_nothing_and_closes_its_side_has_left():
+    connections = Connections(limit=5)
+    with network(1, prefix="ddump-half") as net:
+        (host,) = net.hosts
+        async with (
+            serving(host, connections) as (address, ended),
+            stalled(1, net.client, address, REQUEST) as (client,),
+        ):
+            (connection,) = connections._open
+            await wait_until(connection._lower.get_write_buffer_size)
+            assert connection.claim is Claim.STREAM
+            client.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(5):
+                await ended.wait()
 
 
 def read(client, count) -> None:

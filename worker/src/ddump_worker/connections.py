@@ -143,10 +143,11 @@ class Connections:
         patience = loop.time() + _PATIENCE_SECONDS
         while len(self._open) >= self.limit:
             first = self._first_to_go()
-            if first is None or loop.time() > patience:
+            is_new = first is not None and first.claim is Claim.NEW
+            if first is None or (is_new and loop.time() > patience):
                 self.refused += 1
                 return False
-            if first.claim is Claim.NEW:
+            if is_new:
                 await asyncio.sleep(_ROOM_SECONDS)
             else:
                 self._evict(first)
@@ -439,17 +440,17 @@ class Connection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override] # None there
         """Answer what was asked, unless that is a capture: that client has left.
 
-        By TLS it has left in any case: nothing can be sent after its goodbye.
+        What it has not taken of one is not waited for. By TLS it has left in any case:
+        nothing can be sent after its goodbye.
         """
-        if self._is_encrypted:
+        if self._is_encrypted or self.deaf:
             if self.is_busy:
                 self._loop.call_soon(self.abort)
             return False
-        self.ended = not self.deaf
-        if self.ended:
-            # aiohttp's task then waits for a request, or has one.
-            self._loop.call_soon(self._end)
-        return self.ended
+        self.ended = True
+        # aiohttp's task then waits for a request, or has one.
+        self._loop.call_soon(self._end)
+        return True
 
     def _end(self) -> None:
         if self._messages or self._waiter is None:
