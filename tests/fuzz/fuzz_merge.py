@@ -71,6 +71,12 @@ def check_pieces(rng, data):
     assert 0 <= first <= offset <= len(data)
     seams = [seam_of(each, 0) for each in ([data], parts)]
     assert len({None if seam is None else len(seam) for seam in seams}) == 1
+    if seams[0] is not None:
+        known = len(seams[0])
+        seams[0].next_stream()
+        for part in parts:
+            seams[0].receive_data(part)
+        assert len(seams[0]) == known, "what came twice had come once"
 
 
 def seam_of(parts, since_ns):

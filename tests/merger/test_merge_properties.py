@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -457,6 +459,36 @@ def test_an_outage_that_is_joined_costs_nothing(data, times, broken, promised):
     assert counters.joined == len(again) - len(records[broken:])
     assert counters.refilled == len(records[broken:])
     assert counters.late == 0
+
+
+@calm
+@given(
+    st.data(),
+    st.lists(st.lists(st.sampled_from(b"abc"), max_size=8), max_size=4),
+    st.lists(st.sampled_from(b"abcd"), max_size=12),
+)
+def test_what_several_streams_brought_had_come_as_often_as_one_had_it(
+    data, streams, again
+):
+    # Each brings all from some moment on, so what two have they have in common.
+    seam = Seam(0)
+    for stream in streams:
+        seam.next_stream()
+        records = [Record(7, bytes([letter])) for letter in stream]
+        for part in any_pieces(data, data.draw(st.sampled_from(FORMATS))(records)):
+            seam.receive_data(part)
+    come = Counter()
+    for stream in streams:
+        come |= Counter(stream)
+    assert len(seam) == seam.octets == come.total()
+    merge = Merge(1, nano=True)
+    merge.start(SLL)
+    merge.reopen(0, since_ns=0, seam=seam)
+    merge.receive_data(0, pcapng([Record(7, bytes([letter])) for letter in again]))
+    merge.receive_eof(0)
+    written = Counter(r.data[0] for r in parse_records(drain(merge), nano=True))
+    assert written == Counter(again) - come
+    assert merge.counters(0).joined == (Counter(again) & come).total()
 
 
 @calm
