@@ -559,6 +559,34 @@ async def test_who_is_silent_when_it_is_interrupted_is_not_complete(
     assert run.lanes[0].incomplete == (silence == 0)
 
 
+@pytest.mark.parametrize("word", ["http://h0", "http://h0?since=0&follow=1"])
+@pytest.mark.parametrize(("behind", "lacks"), [(1, False), (3, True)])
+async def test_who_is_behind_when_it_is_interrupted_is_not_complete(
+    build, utc, word, behind, lacks
+):
+    """It brings packets all the while, and what it did not bring yet is in no count."""
+    beats = Beats(START)
+    promise = beats.heartbeat(RECORDS[-1].timestamp_ns + 1)
+    part = Script(
+        [beats.header + beats.packets(*RECORDS) + promise, Forever],
+        trusted=True,
+        window=WHOLE,
+        sample=Skew(offset_ns=0, error_ns=1000),
+    )
+    run = build(part, words=[word], peers={0: {}})
+    run.now_ns = RECORDS[-1].timestamp_ns + behind * SECOND
+    async with asyncio.timeout(2), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.received(0)[0] == 100)
+        part.unread = [beats.heartbeat(RECORDS[-1].timestamp_ns + 2)]
+        run.fanin.interrupt()
+        assert parse_pcap(await running) == RECORDS
+    assert run.lanes[0].incomplete == lacks
+    assert run.errors == (
+        ["behind at the end: nothing since 22:13:20.099"] if lacks else [None]
+    )
+
+
 async def test_other_packets_of_a_ring_are_written_and_counted(build):
     """They were not asked for: nobody can tell what they are."""
     strange = [Record(START + n * 1000, b"strange %d" % n) for n in range(10)]
@@ -823,16 +851,56 @@ async def test_a_ring_that_is_there_the_second_time(build):
     assert not told(run).filled
 
 
-async def test_a_clock_that_was_put_back_meanwhile(build):
-    """A ring has it under times that were not asked for."""
-    skews = [
-        Skew(offset_ns=0, error_ns=1000),
-        Skew(offset_ns=-3600 * SECOND, error_ns=1000),
-    ]
-    peer = {"rings": [RING], "streams": [refill()], "skews": skews}
-    run = build(broken(), peers={0: peer})
+def set_back(run, *, seconds, outage):
+    """Have the worker's clock be found ``seconds`` behind, after an outage of so many."""
+
+    async def skew():
+        if run.lanes[0].outages:
+            run.now_ns += outage * SECOND
+            run.lanes[0].heard -= outage
+            return Skew(offset_ns=-seconds * SECOND, error_ns=1000)
+        return Skew(offset_ns=0, error_ns=1000)
+
+    run.now_ns = RECORDS[-1].timestamp_ns
+    run.peers[0].skew = skew
+
+
+async def test_a_clock_that_was_put_back_in_an_outage(build):
+    """Some of what came meanwhile is older than what is asked for, and not told apart."""
+    run = build(broken(), peers={0: {"rings": [RING], "streams": [refill()]}})
+    set_back(run, seconds=2, outage=5)
     assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert [each.path for each in run.peers[0].asked] == ["/ring"]
     assert not told(run).filled
+    began_ns = told(run).begin_ns
+    assert -(10**9) < began_ns - (RECORDS[-1].timestamp_ns - 2 * SECOND) <= 0
+
+
+async def test_a_clock_that_was_put_back_beyond_what_is_asked_for(build):
+    """A ring would bring nothing until the clock comes there."""
+    moment_ns = RECORDS[-1].timestamp_ns - SECOND
+    late = [replace(each, timestamp_ns=moment_ns + n) for n, each in enumerate(RECORDS)]
+    fresh = again(late, started_ns=moment_ns)
+    run = build(broken(), peers={0: {"rings": [RING], "streams": [fresh]}})
+    set_back(run, seconds=2, outage=1)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.received(0)[0] == 160)
+        run.fanin.interrupt()
+        await running
+    assert [each.path for each in run.peers[0].asked] == ["/capture"]
+    assert not told(run).filled
+    assert told(run).begin_ns < RECORDS[-1].timestamp_ns - 2 * SECOND
+    assert told(run).end_ns >= told(run).begin_ns
+
+
+async def test_a_clock_that_was_put_back_long_ago_costs_nothing(build):
+    """What was promised since then was by the clock that it has now."""
+    run = build(broken(), peers={0: {"rings": [RING], "streams": [refill()]}})
+    set_back(run, seconds=2, outage=5)
+    run.now_ns += 3 * SECOND
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told(run).filled
 
 
 # --- Ends that are none ---

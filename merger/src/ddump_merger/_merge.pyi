@@ -144,10 +144,10 @@ class Merge:
     def refill(self, i: int, until_ns: int) -> None:
         """Count what input ``i`` brings of before ``until_ns``, its own time, as refilled.
 
-        And what would be late until it has caught up: it is waited for again, and all
-        that was released is before its watermark. Such records are never late, nor are
-        others because of them: without them the output is in order but for the late
-        ones. Until the input is opened anew.
+        And what is late of it while it is suspended, or older than what is out when it is
+        waited for again. Such records are never late, nor are others because of them:
+        without them the output is in order but for the late ones. Until the input is
+        opened anew.
         """
 
     def heartbeat(self, i: int) -> Heartbeat | None:

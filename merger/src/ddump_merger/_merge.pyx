@@ -37,7 +37,6 @@ from ._order cimport (
     Order,
     held,
     order_advance,
-    order_catch_up,
     order_described,
     order_drop,
     order_exhausted,
@@ -218,6 +217,7 @@ cdef class Merge:
             )
             self.order.inputs[number].max_bytes = DEFAULT_MAX_BYTES
             self.order.inputs[number].watermark = INT64_MIN
+            self.order.inputs[number].refilled_ns = INT64_MIN
             ranking_set(&self.order.watermarks, number, INT64_MIN)
 
     def __dealloc__(self):
@@ -266,7 +266,8 @@ cdef class Merge:
         input.suspended = False
         if not input.ended:
             ranking_set(&self.order.watermarks, <uint32_t>i, input.watermark)
-            order_catch_up(&self.order, input)
+        if input.refilled_ns == INT64_MAX:
+            input.refilled_ns = self.order.last_ns
         self.busy = False
 
     def reopen(self, Py_ssize_t i, *, int64_t since_ns, Seam seam=None):
@@ -283,7 +284,7 @@ cdef class Merge:
             input.reader.seam = known
             self.seams[i] = seam
             input.ended = False
-            input.behind = False
+            input.refilled_ns = INT64_MIN
             self.order.open_count += 1
             input.watermark = plus(since_ns, input.reader.shift_ns)
             if not input.suspended:
@@ -295,7 +296,7 @@ cdef class Merge:
         cdef Input *input = self.at(i)
         self.enter()
         input.reader.refill_ns = until_ns
-        input.behind = True
+        input.refilled_ns = INT64_MAX if input.suspended else self.order.last_ns
         self.busy = False
 
     def heartbeat(self, Py_ssize_t i):

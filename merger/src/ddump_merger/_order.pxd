@@ -46,7 +46,7 @@ cdef struct Input:
     Reader reader
     bint ended
     bint suspended
-    bint behind  # it is refilled, and has not come yet to where the others are
+    int64_t refilled_ns  # what is earlier, and older than what is out, is of a refill
     int64_t watermark
     bint live
     size_t max_bytes
@@ -108,13 +108,6 @@ cdef inline void order_advance(
         input.watermark = timestamp_ns
         if not input.suspended:
             ranking_set(&order.watermarks, number, timestamp_ns)
-            order_catch_up(order, input)
-
-
-# From where the others are on, what is late of the input is late again.
-cdef inline void order_catch_up(const Order *order, Input *input) noexcept nogil:
-    if input.watermark >= order.last_ns:
-        input.behind = False
 
 
 # Put the input where its first record belongs.
@@ -255,7 +248,7 @@ cdef inline void order_release(Order *order) noexcept nogil:
         if record_refilled(record):
             input.refilled += 1
         elif record.timestamp_ns < order.last_ns:
-            if input.behind:
+            if record.timestamp_ns < input.refilled_ns:
                 input.refilled += 1
             else:
                 input.late += 1

@@ -22,18 +22,21 @@ if TYPE_CHECKING:
     from .counters import Heartbeat
     from .tail import Tail
 
-__all__ = ["PATIENCE_NS", "Heartbeats"]
+__all__ = ["LATEST_NS", "PATIENCE_NS", "Heartbeats"]
 
 # Forty heartbeats.
 PATIENCE_NS = 10 * SECONDS
 
 # A worker promises what is some hundred milliseconds old, a second at most.
-_LATEST_NS = 5 * SECONDS
+LATEST_NS = 5 * SECONDS
 # Clocks drift, and are put right.
 _EARLIEST_NS = SECONDS
 
 # More between two reads is no time in which a heartbeat could have come.
 _LONGEST_READ = 1.0
+
+# A process that slept had not waited: such a time alone makes nobody late.
+_LONGEST_WAIT = 5.0
 
 
 class Heartbeats:
@@ -66,6 +69,11 @@ class Heartbeats:
         """For how long neither a packet came nor a promise of more."""
         return int(self._standing * SECONDS)
 
+    def late_ns(self, *, present_ns: int) -> int:
+        """Return how old the last promise is: the clock shows ``present_ns`` at least."""
+        promised_ns = 0 if self.last is None else self.last.promised_ns
+        return present_ns - promised_ns
+
     def early(self, *, present_ns: int) -> bool:
         """Whether the last promise is of what is yet to come.
 
@@ -82,12 +90,11 @@ class Heartbeats:
         """
         if self.standing_ns >= PATIENCE_NS:
             return "its heartbeats stand still"
-        promised_ns = 0 if self.last is None else self.last.promised_ns
-        late_ns = 0 if present_ns is None else present_ns - promised_ns
-        if late_ns <= _LATEST_NS:
+        late_ns = 0 if present_ns is None else self.late_ns(present_ns=present_ns)
+        if late_ns <= LATEST_NS:
             self._behind = 0.0
             return ""
-        self._behind += min(seconds, _LONGEST_READ)
+        self._behind += min(seconds, _LONGEST_WAIT)
         if self._behind * SECONDS < PATIENCE_NS:
             return ""
         return (

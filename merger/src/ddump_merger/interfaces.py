@@ -146,6 +146,10 @@ def _told_losses(lane: Lane) -> list[str]:
         told.append(f"skipped: {lane.losses.skipped}")
     if lane.window is not None:
         told += [f"gap: {gap}" for gap in lane.window.gaps]
+    told += [
+        f"from {format_time(moment_ns)} on {shift_ns} ns were added to all times"
+        for moment_ns, shift_ns in lane.shifts[1:][:_MOST_OUTAGES]
+    ]
     told += [_told_outage(outage) for outage in lane.outages[:_MOST_OUTAGES]]
     if len(lane.outages) > _MOST_OUTAGES:
         told.append(f"outages besides: {len(lane.outages) - _MOST_OUTAGES}")

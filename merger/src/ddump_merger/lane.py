@@ -47,8 +47,9 @@ class Lane:
     or a window.
 
     ``host`` is what the worker calls itself, ``skew`` how far its clock is from ours,
-    ``shift_ns`` what is added to its times for that; ``interfaces`` are the names of
-    its interfaces by index, where they are asked for;
+    ``shift_ns`` what is added to its times for that, and ``shifts`` what was from which
+    moment of ours on; ``interfaces`` are the names of its interfaces by index, where
+    they are asked for;
     ``window`` is what of its window the ring covers, ``outages`` are the times in which
     it could not be read, the last one maybe still, and ``losses`` what is known to be
     lost besides.
@@ -68,6 +69,7 @@ class Lane:
     host: str = ""
     skew: Skew | None = None
     shift_ns: int = 0
+    shifts: list[tuple[int, int]] = field(default_factory=list)
     interfaces: Mapping[int, str] = field(default_factory=dict)
     window: WindowReport | None = None
     outages: list[Outage] = field(default_factory=list)

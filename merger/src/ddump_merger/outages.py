@@ -58,6 +58,11 @@ class Outages:
         self._exact = True
         self._lane.outages.append(Outage(begin_ns=begin_ns, reason=reason))
 
+    def set_back(self, *, begin_ns: int) -> None:
+        """Say that the clock was set back in the last one: by it, that began then."""
+        self._exact = False
+        self._replace(begin_ns=min(begin_ns, self.last.begin_ns))
+
     def refill(self, *, end_ns: int, exact: bool) -> None:
         """Say that what came before ``end_ns`` is coming now.
 

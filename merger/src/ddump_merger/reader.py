@@ -75,8 +75,8 @@ class Reader:
         except DdumpError as exc:
             self._inlet.fail(self._lane, exc)
         except asyncio.CancelledError:
-            if self._inlet.stopping and not self._take_arrived():
-                self._check_silence()
+            if self._inlet.stopping:
+                self._check_presence(silent=not self._take_arrived())
             raise
 
     def settle(self) -> None:
@@ -237,21 +237,29 @@ class Reader:
             duration_ns = self._inlet.config.duration_ns or 0
             promised_ns = stretch.promised_ns or stretch.opened_ns
             if promised_ns < stretch.opened_ns + duration_ns:
-                self._lack(promised_ns)
+                self._lack(promised_ns, silent=self._is_silent())
 
-    def _check_silence(self) -> None:
-        """See whether a stream was silent when the run was ended."""
+    def _check_presence(self, *, silent: bool) -> None:
+        """See whether a stream was silent, or behind, when the run was ended."""
         lane, stretch = self._lane, self._stretch
-        listened = lane.live and not lane.ahead and self._inlet.flows
-        if not (lane.trusted and lane.state is LaneState.OPEN and listened):
+        present = lane.live or lane.follows
+        listened = not lane.ahead and self._inlet.flows
+        if not (lane.trusted and lane.state is LaneState.OPEN and present and listened):
             return
-        if self._loop.time() - lane.heard >= _LONGEST_SILENCE:
-            self._lack(stretch.promised_ns or stretch.opened_ns)
+        promised_ns = stretch.promised_ns or stretch.opened_ns
+        if lane.live and silent and self._is_silent():
+            self._lack(promised_ns, silent=True)
+        elif (stretch.behind_ns or 0) > _LONGEST_SILENCE * SECONDS:
+            self._lack(promised_ns, silent=False)
 
-    def _lack(self, since_ns: int) -> None:
+    def _is_silent(self) -> bool:
+        return self._loop.time() - self._lane.heard >= _LONGEST_SILENCE
+
+    def _lack(self, since_ns: int, *, silent: bool) -> None:
         since = told_time(since_ns, now_ns=self._inlet.clock_ns())
+        how = "silent" if silent else "behind"
         self._inlet.fail(
-            self._lane, BrokenStreamError(f"silent at the end: nothing since {since}")
+            self._lane, BrokenStreamError(f"{how} at the end: nothing since {since}")
         )
 
     def _take_arrived(self) -> bool:

@@ -198,7 +198,7 @@ class Reconnect:
         ring = await self._ring(peer) if asks else None
         if lane.skew is not None:
             stretch.measured(await peer.skew())
-        if keeps(ring, target.query):
+        if stretch.compare_clock() and keeps(ring, target.query):
             position = stretch.position(seam)
             asked = resumed(target, position, now_ns=stretch.present_ns())
             if asked is None:

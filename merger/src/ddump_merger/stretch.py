@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from ddump_common.api import HEARTBEAT_NS
 from ddump_common.errors import FormatError
-from ddump_common.units import format_duration
+from ddump_common.units import SECONDS, format_duration
 
 from ._merge import Seam
 from .config import ClockMode
-from .heartbeats import PATIENCE_NS, Heartbeats
+from .heartbeats import LATEST_NS, PATIENCE_NS, Heartbeats
 from .ledger import Ledger
 from .outages import Outages
 from .resume import Position
@@ -82,6 +82,14 @@ class Stretch:
         """The last promise of the stream, by its worker's clock."""
         last = None if self._heartbeats is None else self._heartbeats.last
         return None if last is None else last.promised_ns
+
+    @property
+    def behind_ns(self) -> int | None:
+        """How old the stream's last promise is at least; ``None`` if that is not known."""
+        skew, heartbeats = self._lane.skew, self._heartbeats
+        if skew is None or heartbeats is None or heartbeats.last is None:
+            return None
+        return heartbeats.late_ns(present_ns=self.present_ns() - skew.error_ns)
 
     @property
     def standing_ns(self) -> int:
@@ -180,6 +188,23 @@ class Stretch:
             return None
         return seam
 
+    def compare_clock(self) -> bool:
+        """See whether the worker's clock was set back since its last promise.
+
+        What came then has times from before that, and is not asked for: nobody could
+        tell it from what had come. Return whether the clock is where it was: else all
+        of it would be.
+        """
+        skew = self._lane.skew
+        if skew is None:
+            return True
+        elapsed = asyncio.get_running_loop().time() - self._lane.heard
+        heard_ns = self.present_ns() - int(elapsed * SECONDS)
+        if heard_ns + skew.error_ns < self._asked_since_ns:
+            self._exact = False
+            self.outages.set_back(begin_ns=heard_ns - skew.error_ns)
+        return self.present_ns() + skew.error_ns >= self._asked_since_ns
+
     def position(self, seam: Seam | None) -> Position:
         """Return where the lane is, when what is in ``seam`` is to come again."""
         packets, octets = self._merge.received(self._lane.index)
@@ -200,7 +225,8 @@ class Stretch:
         self.follows = isinstance(target, HttpTarget) and target.follows
         again = 0 if seam is None else len(seam)
         self._joined = self._merge.counters(lane.index).joined + again
-        self._merge.reopen(lane.index, since_ns=self._asked_since_ns, seam=seam)
+        since_ns = min(self._asked_since_ns, self.present_ns())
+        self._merge.reopen(lane.index, since_ns=since_ns, seam=seam)
         self._merge.limit(
             lane.index, self._inlet.config.buffer_bytes, live=not self.follows
         )
@@ -212,8 +238,6 @@ class Stretch:
         self._merge.refill(index, now_ns)
         window = source.window
         complete = source.trusted and window is not None and window.complete
-        # With a clock that was put back, what came may be of before what was asked for.
-        complete = complete and now_ns >= self._asked_since_ns
         certain = self.ledger.refilled(since_ns=self._asked_since_ns)
         self.outages.refill(end_ns=now_ns, exact=self._exact and complete and certain)
         if not source.trusted:
@@ -273,6 +297,9 @@ class Stretch:
         if self._inlet.config.clock is ClockMode.CORRECT:
             shift_ns = -skew.offset_ns if skew.certain else 0
             lane.shift_ns = max(min(shift_ns, _MAX_SHIFT_NS), -_MAX_SHIFT_NS)
+            if not self.opened_ns:
+                lane.shifts.clear()  # none of it was used
+            lane.shifts.append((self._inlet.clock_ns(), lane.shift_ns))
             self._merge.shift(lane.index, lane.shift_ns)
 
     def _learn(self, last: Heartbeat) -> None:
@@ -370,14 +397,22 @@ class Stretch:
 
     def _see_whether_back(self) -> None:
         """Have the merge wait for the lane again when it is where the others are."""
-        if self._lags:
-            return
+        if not self._lags and self._is_back():
+            self.suspended = False
+            self._merge.resume(self._lane.index)
+            self._inlet.wake.set()
+
+    def _is_back(self) -> bool:
+        """Whether it is where it would be had it not broken.
+
+        That is for its own clock to say, which may be behind the others', and its
+        promises. Of who makes none it is where the others are.
+        """
+        if self._lane.trusted and (behind_ns := self.behind_ns) is not None:
+            return not self.outages.open and behind_ns <= LATEST_NS
         index, config = self._lane.index, self._inlet.config
         slack_ns = config.hold_ns + config.disorder_ns
-        if self._merge.watermark(index) >= self._merge.released_ns - slack_ns:
-            self.suspended = False
-            self._merge.resume(index)
-            self._inlet.wake.set()
+        return self._merge.watermark(index) >= self._merge.released_ns - slack_ns
 
 
 def _is_old(skew: Skew | None) -> bool:

@@ -142,7 +142,8 @@ def _remarks(lane: Lane) -> Iterator[str]:
     for outage in lane.outages[:_MOST_GAPS]:
         yield _told_outage(outage, now_ns)
     if len(lane.outages) > _MOST_GAPS:
-        yield f"broken {len(lane.outages) - _MOST_GAPS} times more"
+        more = len(lane.outages) - _MOST_GAPS
+        yield "broken once more" if more == 1 else f"broken {more} times more"
 
 
 def _told_outage(outage: Outage, now_ns: int) -> str:
