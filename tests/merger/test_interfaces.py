@@ -213,6 +213,14 @@ def test_outages_are_told_in_a_comment():
     )
 
 
+def test_corrections_that_begin_later_are_told_in_a_comment():
+    shifts = [(NOW, 0), (NOW + SECONDS, -3 * SECONDS), (NOW + 5 * SECONDS, 7)]
+    assert comment(shifts=shifts) == (
+        "from 2023-11-22T14:03:01Z on -3000000000 ns were added to all times; "
+        "from 2023-11-22T14:03:05Z on 7 ns were added to all times"
+    )
+
+
 def test_more_outages_than_a_comment_holds_are_counted():
     outage = Outage(begin_ns=NOW, end_ns=NOW + 1, reason="é" * 5000)
     text = comment(outages=[outage] * 1000)

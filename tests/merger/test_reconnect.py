@@ -664,6 +664,58 @@ async def test_others_wait_again_when_it_is_back(build):
     assert [run.merge.counters(n).late for n in range(2)] == [0, 0]
 
 
+@pytest.mark.parametrize("late", [1, 4, 6])
+async def test_others_wait_for_who_is_back_as_if_it_had_not_been_away(build, late):
+    """Its clock is 3 s behind theirs, and it is late by that: up to 5 s, as ever."""
+    away, on, rest = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    there_ns = NOW - 3 * SECOND  # by its clock, as it comes back
+    beats, other = Beats(there_ns), Beats(START)
+    back = Script(
+        [
+            beats.header + beats.packets(*RECORDS[50:]) + beats.heartbeat(there_ns),
+            rest,
+            beats.heartbeat(NOW + SECOND),
+            Forever,
+        ],
+        opening=away,
+        trusted=True,
+        window=WHOLE,
+    )
+    before, after = Record(NOW, b"before"), Record(NOW + 1000, b"after")
+    first = broken()
+    first.sample = Skew(offset_ns=-3 * SECOND, error_ns=1000)
+    run = build(
+        first,
+        Script(
+            [
+                other.header + other.packets(before) + other.heartbeat(NOW + 1),
+                on,
+                other.packets(after) + other.heartbeat(NOW + SECOND),
+                Forever,
+            ],
+            trusted=True,
+        ),
+        peers={0: {"rings": [RING], "streams": [back]}},
+    )
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.counters(1).packets == 1)
+        away.set()
+        await until(lambda: run.lanes[0].outages[0].end_ns is not None)
+        run.now_ns += late * SECOND
+        await until(lambda: run.merge.received(0)[0] == 100)
+        on.set()
+        await until(lambda: run.merge.received(1)[0] == 2)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (run.merge.counters(1).packets == 1) == (late < 5)
+        rest.set()
+        await until(lambda: run.merge.counters(1).packets == 2)
+        run.fanin.interrupt()
+        await running
+    assert run.merge.counters(0).late == run.merge.counters(1).late == 0
+
+
 async def test_limits_go_on(build):
     run = build(
         broken(), words=["http://h0?packets=100&duration=2h"],
