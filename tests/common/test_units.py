@@ -9,6 +9,7 @@ from ddump_common.units import (
     MILLISECONDS,
     SECONDS,
     format_duration,
+    format_about,
     format_size,
     format_size_like,
     parse_duration,
@@ -89,6 +90,13 @@ def test_sizes_read_back_to_three_digits(size):
 )
 def test_sizes_as_people_write_them(size, text):
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0B"), (12614 << 10, "12.9MB"), (64 << 20, "67.1MB")]
+)
+def test_a_size_that_changes_keeps_its_kind_of_unit(size, text):
+    assert format_about(size) == text
 
 
 @pytest.mark.parametrize(

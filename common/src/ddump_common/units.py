@@ -17,6 +17,7 @@ __all__ = [
     "MICROSECONDS",
     "MILLISECONDS",
     "SECONDS",
+    "format_about",
     "format_duration",
     "format_size",
     "format_size_like",
@@ -132,6 +133,11 @@ def format_size(size: int) -> str:
     for unit, name in _BINARY_UNITS:
         if size >= unit and size % unit == 0:
             return f"{size // unit}{name}"
+    return _rounded_size(size, _DECIMAL_UNITS)
+
+
+def format_about(size: int) -> str:
+    """Return ``size`` bytes to three digits, never in MiB: as they change in a table."""
     return _rounded_size(size, _DECIMAL_UNITS)
 
 

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ddump_common.text import printable
-from ddump_common.units import format_size
+from ddump_common.units import format_about
 
 from .lane import LaneState
 from .table import table_lines
@@ -93,10 +93,10 @@ class Progress:
                 [
                     printable(lane.name, limit=min(width // 3, _LONGEST_NAME)),
                     str(counters.packets),
-                    format_size(counters.octets),
+                    format_about(counters.octets),
                     "-" if dropped is None else str(dropped),
                     str(counters.late),
-                    format_size(self._merge.buffered(lane.index)),
+                    format_about(self._merge.buffered(lane.index)),
                     state,
                 ]
             )

@@ -14,7 +14,7 @@ import msgspec
 import uvloop
 
 from ddump_common.errors import DdumpError, ExitCode, UsageError
-from ddump_common.units import format_size, format_size_like
+from ddump_common.units import format_about, format_size, format_size_like
 
 from .stream import open_session
 from .target import HttpTarget
@@ -36,9 +36,6 @@ T_co = TypeVar("T_co", covariant=True)
 logger = logging.getLogger(__name__)
 
 _LARGEST = 1 << 63
-
-# A size that has decimal units.
-_DECIMAL = 1000
 
 
 class Fetch(Protocol[T_co]):
@@ -115,7 +112,7 @@ def print_json(target: str, value: msgspec.Struct | Mapping[str, object]) -> Non
 
 def told_size(size: int) -> str:
     """Return a size that came from the network."""
-    return format_size_like(size, _DECIMAL) if 0 <= size < _LARGEST else "?"
+    return format_about(size) if 0 <= size < _LARGEST else "?"
 
 
 def told_share(size: int, limit: int, *, of: str) -> str:
