@@ -8,8 +8,8 @@ from ddump_common.errors import UsageError
 from ddump_common.units import (
     MILLISECONDS,
     SECONDS,
-    format_duration,
     format_about,
+    format_duration,
     format_size,
     format_size_like,
     parse_duration,

@@ -114,7 +114,9 @@ def test_a_filter_that_takes_too_long_is_killed():
     done = helper(PORTS.encode())
     assert done.returncode == -signal.SIGXCPU
     assert done.stdout == b""
-    assert time.monotonic() - began < 15
+    assert (
+        time.monotonic() - began < 30
+    )  # 2 s of a processor, which others have as well
 
 
 def test_the_helper_s_imports_stay_light():
