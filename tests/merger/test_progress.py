@@ -119,9 +119,9 @@ def test_what_is_lost_is_shown_where_it_can_be_read(lanes, monkeypatch):
         "state",
         "web1 123456789 98.8GB 123456 0 67.1MB",
         "open, 12345 refilled, 7 missing, 1 gap, clock +3.002 s",
-        r"we\x1b[31mird 7 0B - 1234567 64MiB",
+        r"we\x1b[31mird 7 0B - 1234567 67.1MB",
         "reconnecting since 15:03:00, 8 surplus, distrusted, 2 gaps",
-        "x" * 25 + "… 0 0B - 0 64MiB",
+        "x" * 25 + "… 0 0B - 0 67.1MB",
         "connecting",
     ]
     assert max(map(len, lines)) <= 80
