@@ -126,11 +126,11 @@ class Site:
 
     @contextlib.contextmanager
     def streaming(
-        self, pair: Pair, query: str, *arguments: str
+        self, pair: Pair, query: str, *arguments: str, path: str = "/capture"
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Have curl stream through nginx; what it yields has read the header."""
         command = self.curl_command(
-            "-N", *certificate(pair), *arguments, f"{self.url}/capture?{query}"
+            "-N", *certificate(pair), *arguments, f"{self.url}{path}?{query}"
         )
         with started(command, stdout=subprocess.PIPE) as curl:
             assert len(curl.stdout.read(24)) == 24

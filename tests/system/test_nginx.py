@@ -6,9 +6,11 @@ Who gets in is in ``test_trust.py``.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -24,8 +26,8 @@ from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
 from support.captures import parse_pcap
 from support.certificates import Authority
 from support.machines import await_fact
+from support.nginx import CONFIGURATION, USER, socket_path
 from support.nginx import PORT as NGINX_PORT
-from support.nginx import USER, socket_path
 from support.programs import DDUMP, running_worker, started
 from support.site import bearer, certificate, site
 from support.traffic import FILTER, PORT
@@ -266,28 +268,90 @@ def test_the_address_of_a_client_is_told_as_people_write_it(place):
     assert re.fullmatch(r"\[::1\]:[0-9]+", json.loads(line)["address"])
 
 
-def test_each_worker_has_its_path(place, mine):
-    # Those of the other two names do not run here.
-    for path in ("/hosts/web1/api/v1/health", "/hosts/db1/capture"):
-        answer = place.curl(*certificate(mine), f"{place.url}{path}")
-        assert answer.status == 502
-        assert "may nginx connect" in answer.problem["hint"]
+@contextlib.contextmanager
+def workers_named(place, *names):
+    """Run a worker behind nginx for each name."""
     with contextlib.ExitStack() as stack:
-        for name in ("web1", "db1"):
+        for name in names:
             path = socket_path(place.folder, name)
             options = (
                 "--listen", f"unix:{path}", "--listen-group", USER,
                 "--proxy-uid", USER, "--exclude", "tcp port 8475",
             )  # fmt: skip
             stack.enter_context(running_worker(*options, host=place.host))
+        yield
+
+
+@contextlib.contextmanager
+def configured(place, pattern, replacement):
+    """Have nginx run with a change in what it is configured with."""
+    path = place.folder / "etc/conf.d" / CONFIGURATION.name
+    before = path.read_text()
+    after, count = re.subn(pattern, replacement, before, flags=re.DOTALL)
+    assert count == 1
+    path.write_text(after)
+    try:
+        place.nginx.reload()
+        yield
+    finally:
+        path.write_text(before)
+        place.nginx.reload()
+
+
+def test_each_worker_has_its_path(place, mine):
+    # Those of the other two names do not run here.
+    for path in ("/hosts/web1/api/v1/health", "/hosts/db1/capture"):
+        answer = place.curl(*certificate(mine), f"{place.url}{path}")
+        assert answer.status == 502
+        assert "may nginx connect" in answer.problem["hint"]
+    with workers_named(place, "web1", "db1"):
         for name in ("web1", "db1"):
+            url = f"{place.url}/hosts/{name}"
             told = place.run(
                 "status", "--json", "--ca", place.authority.cert, *certificate(mine),
-                f"{name}={place.url}/hosts/{name}/",
+                f"{name}={url}/",
             )  # fmt: skip
             assert told.returncode == 0, told
             # Its own: nobody has asked this one for anything yet.
             assert json.loads(told.stdout)["connections"] == 1, told.stdout
+            with place.streaming(mine, "", path=f"/hosts/{name}/capture"):
+                answer = place.curl(*certificate(mine), f"{url}/api/v1/status")
+                assert json.loads(answer.body)["states"]["running"] == 1
+
+
+PATHS = ("/", "/capture", "/ring", "/api/v1/health", "/api/v1/status", "/metrics")
+
+
+def statuses(place, mine, host):
+    """Return what is answered to a path of a host's, in the shape of problems if wrong."""
+    found = {}
+    for path in PATHS:
+        query = "?duration=1ms" if path == "/capture" else ""
+        url = f"{place.url}/hosts/{host}{path}{query}"
+        answer = place.curl(*certificate(mine), url)
+        assert answer.status == 200 or answer.problem
+        found[path] = answer.status
+    return found
+
+
+def test_a_socket_that_is_not_listed_is_not_published(place, mine):
+    longest = "x" * 200  # no socket has such a path
+    with workers_named(place, "private"):
+        for name in ("private", "worker", longest):
+            assert statuses(place, mine, name) == dict.fromkeys(PATHS, 404)
+
+
+def test_what_is_set_for_a_worker_holds_for_all_of_its_paths(place, mine):
+    with workers_named(place, "web1", "db1"):
+        served = statuses(place, mine, "web1")
+        assert served["/capture"] == served["/api/v1/status"] == 200
+        assert statuses(place, mine, "db1") == served
+        with configured(place, "(location /hosts/db1/ +{)", r"\1 deny all;"):
+            assert statuses(place, mine, "db1") == dict.fromkeys(PATHS, 403)
+            assert statuses(place, mine, "web1") == served
+        with configured(place, r"\n    location /hosts/db1/ .*?(\n    )?}(?=\n\n)", ""):
+            assert statuses(place, mine, "db1") == dict.fromkeys(PATHS, 404)
+            assert statuses(place, mine, "web1") == served
 
 
 @pytest.mark.parametrize(
@@ -303,6 +367,48 @@ def test_where_streams_flow_a_refusal_is_the_last_answer(place, path, status):
         client.sendall(2 * request.encode())
         answers = b"".join(iter(lambda: client.recv(4096), b""))
     assert re.findall(rb"HTTP/1\.1 ([0-9]+)", answers) == [b"%d" % status]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "fields", "status"),
+    [
+        ("GET /capture HTTP/1.1", [], 400),
+        ("GET /capture HTTP/1.1", ["Host: a", "Content-Length: x"], 400),
+        ("GET /capture HTTP/1.1", ["Host: a", f"X: {'x' * 40_000}"], 400),
+        ("GET /..%2f..%2fetc/passwd HTTP/1.1", ["Host: a"], 400),
+        ("GET capture HTTP/1.1", ["Host: a"], 400),
+        ("nonsense", [], 400),
+        (f"GET /{'x' * 40_000} HTTP/1.1", ["Host: a"], 414),
+        ("GET /capture HTTP/3.0", ["Host: a"], 505),
+        ("GET /unreadable HTTP/1.1", ["Host: a"], 404),
+        ("TRACE /capture HTTP/1.1", ["Host: a"], 405),
+        ("POST /capture HTTP/1.1", ["Host: a", "Content-Length: 100000"], 413),
+        ("POST /capture HTTP/1.1", ["Host: a", "Transfer-Encoding: gzip"], 501),
+    ],
+)
+def test_what_nginx_refuses_itself_is_a_problem(
+    place, mine, request_line, fields, status
+):
+    request = "\r\n".join([request_line, *fields, "Connection: close", "", ""])
+    with place.connect(place.context(mine)) as client:
+        client.sendall(request.encode())
+        with http.client.HTTPResponse(client) as answer:
+            answer.begin()
+            problem = json.loads(answer.read())
+    assert answer.status == problem["status"] == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_users_that_nginx_cannot_read(place):
+    users = place.folder / "etc/ddump/users"
+    users.chmod(0o600)
+    shutil.chown(users, group="root")
+    try:
+        answer = place.curl("-u", "alice:x", f"{place.url}/capture")
+        assert (answer.status, answer.problem["title"]) == (500, "Internal error")
+    finally:
+        shutil.chown(users, group=USER)
+        users.chmod(0o640)
 
 
 def test_what_is_logged_of_requests(place, mine, tmp_path):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import ssl
+import subprocess
 from urllib.parse import quote
 
 import pytest
@@ -17,7 +19,9 @@ from support.captures import parse_pcap
 from support.clock import Clock
 from support.machines import await_fact
 from support.nginx import PORT as NGINX_PORT
-from support.site import bearer, site
+from support.nginx import USER, socket_path
+from support.programs import started
+from support.site import bearer, certificate, site
 from support.traffic import FILTER, PORT
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
@@ -166,6 +170,33 @@ def test_answers_that_are_no_streams_are_not_kept_for_who_does_not_take_them(
         await_fact(lambda: not queues(place))
         for client in stuck:
             assert taken(client) < PIPELINED
+
+
+def test_a_worker_that_does_not_answer_is_not_waited_for(place, clock):
+    mine = place.authority.client("responder")
+    path = socket_path(place.folder, "web1")
+    body = place.folder / "body"
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(path))
+        shutil.chown(path, "root", USER)
+        path.chmod(0o660)
+        hung.listen()
+        hung.settimeout(5)
+        command = place.curl_command(
+            *certificate(mine), "-o", body, "-w", "%{http_code}",
+            f"{place.url}/hosts/web1/api/v1/status",
+        )  # fmt: skip
+        with (
+            started(command, stdout=subprocess.PIPE) as curl,
+            hung.accept()[0] as asked,
+        ):
+            assert asked.recv(4096).startswith(b"GET /api/v1/status ")
+            clock.advance(61)
+            place.nginx.wake()
+            assert curl.communicate(timeout=5)[0] == b"504"
+    problem = json.loads(body.read_bytes())
+    assert problem["status"] == 504
+    assert problem["title"] == "The worker does not answer"
 
 
 def test_half_a_header_is_not_waited_for(place, clock):
