@@ -127,6 +127,24 @@ def test_nothing_is_valid_for_longer_than_the_authority(authority, verify):
         authority.client("alice", now_ns=NOW + 3700 * DAY)
 
 
+def test_an_authority_signs_nothing_before_it_is_valid_and_after(authority):
+    """But from an hour before it was made, for clocks that are behind."""
+    begin = authority.credential.certificate.not_valid_before_utc
+    assert begin.timestamp() == NOW // SECONDS - 3600
+    for when, told in (
+        (NOW - 3601 * SECONDS, f"is not valid before {begin:%Y-%m-%dT%H:%M:%SZ}"),
+        (NOW + 3700 * DAY, "was valid until 20"),
+    ):
+        for sign in (
+            lambda now_ns: authority.client("alice", now_ns=now_ns),
+            lambda now_ns: authority.server(["web1"], now_ns=now_ns),
+            lambda now_ns: authority.sign_revocations(RevocationList(), now_ns=now_ns),
+        ):
+            with pytest.raises(UsageError, match=f"the authority {told}"):
+                sign(when)
+    assert authority.client("alice", now_ns=NOW - 3600 * SECONDS)
+
+
 def test_revoked(authority, verify):
     alice, bob = (authority.client(name, now_ns=NOW) for name in ("alice", "bob"))
     revocations = RevocationList().adding([alice.certificate.serial_number], now_ns=NOW)

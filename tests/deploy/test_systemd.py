@@ -25,6 +25,7 @@ import pytest
 from ddump_common.pki import Authority
 from ddump_common.tls import server_context
 from ddump_common.units import SECONDS
+from support.certificates import EXPIRED, older
 from support.machines import Machine, await_fact, machine, write_hosts
 from support.namespaces import Host, network
 from support.programs import BIN, started
@@ -470,7 +471,8 @@ def authority_of(fleet) -> Authority:
 
 def test_a_push_does_what_can_be_done_and_names_the_rest(fleet, web1):
     assert "usage" in fleet.run("deploy/push", code=2)
-    over = authority_of(fleet).server(["over"], now_ns=time.time_ns() - 400 * DAYS)
+    authority = older(authority_of(fleet))
+    over = authority.server(["over"], now_ns=time.time_ns() - EXPIRED * DAYS)
     servers = fleet.folder / "ddump-pki/servers"
     (servers / "over.pem").write_bytes(over.certificate_pem)
     (servers / "over.key").write_bytes(over.key_pem)

@@ -27,7 +27,7 @@ DAY = 86400 * SECONDS
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "pki"
-    AuthorityFolder.create(path, now_ns=NOW)
+    AuthorityFolder.create(path, now_ns=NOW - 1000 * DAY)
     return path
 
 
@@ -38,7 +38,7 @@ def client(folder, name, *, now_ns=NOW, renew=False):
 
 def server(folder, *names, now_ns=NOW, renew=False):
     with AuthorityFolder.open(folder, now_ns=NOW) as authority:
-        return authority.server(names, now_ns=now_ns, renew=renew)
+        return authority.server(names, now_ns=now_ns, renew=renew).place
 
 
 def revoke(folder, *words, now_ns=NOW):
@@ -134,6 +134,44 @@ def test_what_is_over_or_revoked_is_replaced(folder):
     revoke(folder, "alice")
     client(folder, "alice")
     assert [each.name for each in issued(folder)] == 3 * ["alice"]
+
+
+@pytest.mark.parametrize("before", ["held", "over", "revoked", "lost", "damaged"])
+def test_a_server_is_renewed_with_all_of_its_names(folder, before):
+    made_ns = NOW - DAY * (500 if before == "over" else 1)
+    server(folder, "other", "10.0.0.9", now_ns=made_ns)
+    server(folder, "web1", "older", now_ns=made_ns - DAY)
+    place = server(
+        folder, "web1", "Web1.org", "2001:db8::1", now_ns=made_ns, renew=True
+    )
+    match before:
+        case "revoked":
+            revoke(folder, "web1")
+        case "lost":
+            place.certificate.unlink()
+        case "damaged":
+            place.certificate.write_bytes(b"nonsense")
+    server(folder, "web1", renew=True)
+    *_, newest = issued(folder)
+    assert newest.names == ("web1", "web1.org", "2001:db8::1")
+
+
+def test_to_renew_what_is_new_is_to_make_it(folder):
+    client(folder, "web1")
+    server(folder, "web1", renew=True)
+    *_, made = issued(folder)
+    assert made.names == ("web1",)
+
+
+@pytest.mark.parametrize("change", [client, server, revoke])
+def test_an_authority_that_is_not_valid_yet_signs_nothing(tmp_path, change):
+    path = tmp_path / "pki"
+    AuthorityFolder.create(path, now_ns=NOW + DAY)
+    before = (path / "crl.pem").read_bytes()
+    with pytest.raises(UsageError, match=r"not valid before 20.*T.*Z \(is the clock"):
+        change(path, "alice")
+    assert (path / "crl.pem").read_bytes() == before
+    assert not [*path.glob("*/*")]
 
 
 @pytest.mark.parametrize("lost", ["certificate", "key"])

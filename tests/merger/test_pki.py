@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -33,7 +34,7 @@ def test_from_nothing_to_a_revoked_client(pki):
     assert pki("init")[0] == 0
     assert pki("server", "web1.example.org", "web1", "127.0.0.1") == (
         0,
-        "ddump-pki/servers/web1.example.org.pem\n"
+        "ddump-pki/servers/web1.example.org.pem: web1.example.org web1 127.0.0.1\n"
         "ddump-pki/servers/web1.example.org.key: a secret\n",
         "",
     )
@@ -61,6 +62,40 @@ def test_from_nothing_to_a_revoked_client(pki):
         text=True,
     )
     assert told == f"serial={rows[0][4]}\n"
+
+
+def names_of(path):
+    """Return the names of a certificate as OpenSSL reads them."""
+    told = subprocess.check_output(
+        ["openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", path], text=True
+    )
+    return re.findall("(?:DNS|IP Address):([^,\n]+)", told)
+
+
+def test_a_server_that_is_renewed_keeps_its_names_or_that_is_said(pki):
+    certificate, names = "ddump-pki/servers/web1.pem", ["web1", "web1.org", "10.9.9.9"]
+    pki("init")
+    pki("server", *names)
+    code, out, err = pki("server", "--renew", "Web1")
+    assert (code, out.splitlines()[0], err) == (
+        0,
+        f"{certificate}: web1 web1.org 10.9.9.9",
+        "",
+    )
+    assert names_of(certificate) == names
+    code, out, err = pki("server", "--renew", "web1", "10.9.9.9", "web2")
+    assert (code, out.splitlines()[0], err) == (
+        0,
+        f"{certificate}: web1 10.9.9.9 web2",
+        f"ddump: {certificate}: not in it any more: web1.org\n",
+    )
+    assert names_of(certificate) == ["web1", "10.9.9.9", "web2"]
+    pki("revoke", "web1")
+    assert pki("server", "web1")[::2] == (
+        0,
+        f"ddump: {certificate}: not in it any more: 10.9.9.9 web2\n",
+    )
+    assert names_of(certificate) == ["web1"]
 
 
 def test_a_list_that_was_lost_is_made_anew_and_that_is_said(pki, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -26,6 +27,8 @@ EXPIRED = 400
 """So long ago that it has expired."""
 EARLY = -1
 """Tomorrow: it is not valid yet."""
+_AUTHORITY = 500
+"""An authority is older than all that it has made."""
 ENDING = 397 - 3 / 86400
 """So long ago that it expires in two to three seconds."""
 
@@ -79,7 +82,8 @@ class Authority:
         under: Authority | None = None,
     ) -> None:
         self._folder = folder
-        self._authority = pki.Authority.create(now_ns=time.time_ns(), name=name)
+        now_ns = time.time_ns() - _AUTHORITY * _DAY_NS
+        self._authority = pki.Authority.create(now_ns=now_ns, name=name)
         self._chain = b""
         if path_length or under is not None:
             self._authority = _signed(
@@ -131,17 +135,30 @@ class Authority:
         return pair
 
 
+def older(authority: pki.Authority) -> pki.Authority:
+    """Return the same authority as if it were old enough for what is ``EXPIRED``."""
+    own = authority.credential
+    return _signed(own, own, path_length=0, days=_AUTHORITY)
+
+
 def _signed(
-    credential: pki.Credential, issuer: pki.Credential, path_length: int
+    credential: pki.Credential,
+    issuer: pki.Credential,
+    path_length: int,
+    *,
+    days: int = 0,
 ) -> pki.Authority:
-    """Return an authority with that key and all else, but signed by ``issuer``."""
+    """Return an authority with that key and all else, but signed by ``issuer``.
+
+    And so many ``days`` older.
+    """
     made = credential.certificate
     builder = x509.CertificateBuilder(
         issuer.certificate.subject,
         made.subject,
         made.public_key(),
         made.serial_number,
-        made.not_valid_before_utc,
+        made.not_valid_before_utc - timedelta(days=days),
         made.not_valid_after_utc,
     ).add_extension(
         x509.BasicConstraints(ca=True, path_length=path_length), critical=True

@@ -272,7 +272,7 @@ class Authority:
         """Return what a server shows that is reached by any of ``names``.
 
         Raises:
-            UsageError: as ``check_server_names``; the authority is no longer valid.
+            UsageError: as ``check_server_names``; the authority is not valid now.
 
         """
         checked = check_server_names(names)
@@ -283,7 +283,7 @@ class Authority:
         """Return what a client shows; its subject is ``CN=name``.
 
         Raises:
-            UsageError: as ``check_client_name``; the authority is no longer valid.
+            UsageError: as ``check_client_name``; the authority is not valid now.
 
         """
         check_client_name(name)
@@ -296,10 +296,9 @@ class Authority:
         now_ns: int,
         alternatives: x509.SubjectAlternativeName | None,
     ) -> Credential:
+        self._check_valid(now_ns)
         issuer = self.credential.certificate
         now, last = _datetime(now_ns), issuer.not_valid_after_utc
-        if now >= last:
-            raise UsageError(f"the authority was valid until {last:%Y-%m-%d}")
         key = ec.generate_private_key(ec.SECP256R1())
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         begin, end = now - _BACKDATE, min(now + _LEAF_LIFE, last)
@@ -317,6 +316,18 @@ class Authority:
             builder = builder.add_extension(alternatives, critical=False)
         certificate = builder.sign(self.credential.key, SHA256())
         return Credential(certificate=certificate, key=key)
+
+    def _check_valid(self, now_ns: int) -> None:
+        """Refuse to sign what would not hold: nobody takes it from an authority then."""
+        issuer = self.credential.certificate
+        first, last = issuer.not_valid_before_utc, issuer.not_valid_after_utc
+        if _datetime(now_ns) < first:
+            raise UsageError(
+                f"the authority is not valid before {first:%Y-%m-%dT%H:%M:%SZ}",
+                hint="is the clock right?",
+            )
+        if _datetime(now_ns) >= last:
+            raise UsageError(f"the authority was valid until {last:%Y-%m-%d}")
 
     def has_signed(self, pem: bytes) -> bool:
         """Return whether it is a certificate of this authority's."""
@@ -338,7 +349,12 @@ class Authority:
         """Return ``revocations`` in PEM; it is good for as long as the authority.
 
         A list that ends sooner would, one day, lock everybody out.
+
+        Raises:
+            UsageError: the authority is not valid now.
+
         """
+        self._check_valid(now_ns)
         issuer = self.credential.certificate
         builder = (
             x509.CertificateRevocationListBuilder()

@@ -19,6 +19,7 @@ a lock on it; a file that is replaced is replaced as a whole, a certificate with
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
     from ddump_common.pki import Credential
 
-__all__ = ["AuthorityFolder", "told_serial"]
+__all__ = ["AuthorityFolder", "SignedServer", "told_serial"]
 
 _CERTIFICATE = "ca.pem"
 _KEY = "ca.key"
@@ -75,6 +76,18 @@ _BEGUN = (
 
 # Of a hundred bytes each: more certificates than anybody signs by hand.
 _MAX_REVOCATIONS_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedServer:
+    """What was made for a server: its files, and the names that are in the certificate.
+
+    ``gone`` are those that the one before has, and this one has not.
+    """
+
+    place: Place
+    names: tuple[str, ...]
+    gone: tuple[str, ...]
 
 
 class AuthorityFolder:
@@ -169,8 +182,10 @@ class AuthorityFolder:
         found = [_parse(path) for path in (self.path / _ISSUED).glob("*.pem")]
         return sorted(found, key=lambda each: (each.kind, each.name, each.begin_ns))
 
-    def server(self, names: Sequence[str], *, now_ns: int, renew: bool) -> Place:
+    def server(self, names: Sequence[str], *, now_ns: int, renew: bool) -> SignedServer:
         """Sign and write what a server shows; its files have the first of ``names``.
+
+        To renew it by that alone leaves it all the names that it had.
 
         Raises:
             UsageError: a name is none, or has a certificate that holds still and is
@@ -181,8 +196,12 @@ class AuthorityFolder:
         names = check_server_names(names)
         place = self._place(Kind.SERVER, names[0])
         self._check_free(place, now_ns=now_ns, renew=renew)
+        before = self._names_before(place, names[0])
+        if renew and len(names) == 1:
+            names = check_server_names((*names, *before))
         self._write(place, self.authority.server(names, now_ns=now_ns))
-        return place
+        gone = tuple(each for each in before if each not in names)
+        return SignedServer(place=place, names=names, gone=gone)
 
     def client(self, name: str, *, now_ns: int, renew: bool) -> Place:
         """Sign and write what a client shows.
@@ -238,6 +257,22 @@ class AuthorityFolder:
                 f"{there.name} has a certificate until {format_time(there.end_ns)}",
                 hint="--renew makes another one beside it, or revoke it first",
             )
+
+    def _names_before(self, place: Place, name: str) -> tuple[str, ...]:
+        """Return what a server was called by last; nothing if it had no certificate.
+
+        Raises:
+            UsageError: the file is lost, and what was issued cannot be read.
+
+        """
+        with contextlib.suppress(UsageError):  # lost, or damaged: its record tells
+            return _parse(place.certificate).names
+        found = [
+            each
+            for each in self.issued()
+            if each.kind is Kind.SERVER and each.name == name
+        ]
+        return found[-1].names if found else ()
 
     def _write(self, place: Place, credential: Credential) -> None:
         serial = credential.certificate.serial_number

@@ -84,11 +84,16 @@ def _server(names: tuple[str, ...], folder: Path, *, renew: bool) -> ExitCode:
     """Make the certificate of one server, for 397 days.
 
     Its NAMEs are those by which clients call it, DNS names and addresses; its files have
-    the first one.
+    the first one. That alone with --renew: all that it had.
     """
     now_ns = time.time_ns()
     with _opened(folder, now_ns) as authority:
-        _print_place(authority.server(names, now_ns=now_ns, renew=renew))
+        signed = authority.server(names, now_ns=now_ns, renew=renew)
+        place = signed.place
+        _print_place(place, told=f": {' '.join(signed.names)}")
+        if signed.gone:
+            gone = " ".join(signed.gone)
+            say(f"ddump: {place.certificate}: not in it any more: {gone}")
     return ExitCode.OK
 
 
@@ -159,8 +164,8 @@ def _opened(folder: Path, now_ns: int) -> Iterator[AuthorityFolder]:
         yield authority
 
 
-def _print_place(place: Place) -> None:
-    _print(f"{place.certificate}")
+def _print_place(place: Place, *, told: str = "") -> None:
+    _print(f"{place.certificate}{told}")
     _print(f"{place.key}: a secret")
 
 
