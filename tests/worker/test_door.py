@@ -321,7 +321,7 @@ class TestProxy:
                 401,
                 "the certificate of CN=bob is revoked",
             )
-            assert running.packet_sockets() == 1
+            await wait_until(lambda: running.packet_sockets() == 1)
 
     async def test_nobody_else_is_believed(self, folder):
         path = folder / "w"
@@ -475,7 +475,7 @@ class TestReload:
             silent[1].transport.abort()
             with pytest.raises(aiohttp.ClientError):
                 await http.get(STATUS, headers=bearer(TOKEN))
-            assert running.packet_sockets() == 1
+            await wait_until(lambda: running.packet_sockets() == 1)
             await wait_until(lambda: "ended=revoked" in running.text)
 
     async def test_a_revoked_authority_between_lets_in_nobody_more(self, tmp_path):
@@ -511,7 +511,7 @@ class TestReload:
             with pytest.raises(aiohttp.ClientError):
                 await alice.get(STATUS)
             await wait_until(lambda: "certificate: certificate revoked" in running.text)
-            assert running.packet_sockets() == 1
+            await wait_until(lambda: running.packet_sockets() == 1)
 
     async def test_streams_of_a_certificate_that_expires_end(self, options, authority):
         tls = self.tls(authority, authority.client("alice", made=ENDING))
@@ -582,7 +582,7 @@ class TestReload:
                 await stream.content.read()
             assert (await ask(running, bearer(TOKEN)))[0] == 401
             assert (await ask(running, bearer(new)))[0] == 200
-            assert running.packet_sockets() == 1
+            await wait_until(lambda: running.packet_sockets() == 1)
 
     async def test_a_new_certificate_is_shown_and_a_new_authority_known(
         self, tmp_path, authority
@@ -614,7 +614,7 @@ class TestReload:
             assert (await ask(running, tls=new))[0] == 200
             with pytest.raises(aiohttp.ClientConnectorCertificateError):
                 await ask(running, tls=alice)
-            assert running.packet_sockets() == 1
+            await wait_until(lambda: running.packet_sockets() == 1)
             # And then the old one is not known any more.
             serve(other.server("127.0.0.1"), other)
             await running.hang_up()
@@ -654,6 +654,6 @@ class TestReload:
             await running.hang_up()
             assert "nothing is changed: " in running.text
             assert str(path) in running.text
-            assert running.packet_sockets() == 1
+            await wait_until(lambda: running.packet_sockets() == 1)
             for headers in (None, bearer(TOKEN)):
                 assert (await ask(running, headers, tls=tls))[0] == 200
