@@ -208,10 +208,21 @@ async def test_what_cannot_be_parsed_tells_no_credential_either(log_format):
         f"GET / {HIDDEN}\r\n{shown}\r\n\r\n",
         f"GET /?{HIDDEN * 1000} HTTP/1.1\r\n{shown}\r\n\r\n",
         f"GET http://u:{HIDDEN}@[::x/ HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"GET http://u:{HIDDEN}@[::1/x HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"GET http://u:{HIDDEN}@localhost:x/ HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"GET *?token={HIDDEN}&a HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"GET {HIDDEN}:x?a HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"CONNECT {HIDDEN}?x HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"CONNECT u:{HIDDEN}@x:y HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"OPTIONS *{HIDDEN} HTTP/1.1\r\n{shown}\r\n\r\n",
+        f"GET / HTTP/1.1\r\nHost: u:{HIDDEN}@127.0.0.1\r\n{shown}\r\n\r\n",
+        f"GET / HTTP/1.1\r\nHost: localhost?{HIDDEN}\r\n{shown}\r\n\r\n",
+        f"{get}Origin: http://u:{HIDDEN}@evil.example?{HIDDEN}\r\n{shown}\r\n\r\n",
     ]
     async with worker("--log-format", log_format) as running:
         for number, each in enumerate(broken):
             answer = await raw(running, each.encode())
             assert (number, answer[:10]) == (number, answer[:8] + b" 4")
+            assert HIDDEN[:12].encode() not in answer
         await wait_until(lambda: running.text.count("request") >= len(broken))
         assert HIDDEN[:12] not in running.text

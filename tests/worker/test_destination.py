@@ -48,6 +48,15 @@ def test_what_is_no_host_is_a_bad_request(host):
     assert "\x1b" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "host", ["u:hidden@web1", "u@hidden@web1", "web1?hidden", "web1#hidden"]
+)
+def test_what_is_no_host_is_quoted_without_what_may_be_secret(host):
+    with pytest.raises(UsageError, match="web1") as caught:
+        NAMES.check(host)
+    assert "hidden" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["", "a b", "web1:8475", "https://web1", "-", "ä"])
 def test_what_is_no_name_cannot_be_served(name):
     with pytest.raises(UsageError, match="is not the name of a host"):

@@ -26,6 +26,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import InvalidURLError
 
 from ddump_common.answers import Problem
 from ddump_common.api import MAX_FILTER_BYTES, MAX_INTERFACES
@@ -489,6 +490,8 @@ class Connection(web.RequestHandler):
         detail = ""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.error("request failed", exc_info=exc)
+        elif isinstance(exc, InvalidURLError):
+            detail = "the target is no URL"  # aiohttp's message is what was sent
         elif message:
             # What follows a colon is what was sent: credentials, or a query.
             detail = printable(message.splitlines()[0].partition(":")[0])

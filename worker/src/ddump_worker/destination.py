@@ -26,6 +26,8 @@ __all__ = ["ServedNames", "check_origin", "single_host"]
 _HOST = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[!-Z^-~]+)?\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]*)?"
 )
+# What stands before a host, or behind the path: RFC 3986, 3.2.1 and 3.4.
+_SECRET = re.compile(r".*(?=@)|(?<=[?#]).*", re.DOTALL)
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?")
 _FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 
@@ -63,7 +65,7 @@ class ServedNames:
         """
         match = _HOST.fullmatch(host)
         if match is None:
-            raise UsageError(f"{printable(host)!r} is not a host")
+            raise UsageError(f"{_quoted(host)!r} is not a host")
         name = _normal(match["host"])
         if _is_address(name) or self._has(name):
             return
@@ -77,6 +79,11 @@ class ServedNames:
         if label in ("", "*"):
             return False
         return name in self.names or f"*.{parent}" in self.names
+
+
+def _quoted(text: str) -> str:
+    """Return what may be shown of an authority or a URL: no credential, and no query."""
+    return printable(_SECRET.sub("…", text))
 
 
 def _normal(name: str) -> str:
@@ -119,7 +126,7 @@ def check_origin(
     foreign += [origin for origin in origins if not _is_from(origin, host)]
     if foreign:
         raise ForbiddenError(
-            f"a page of another site asks: {printable(foreign[0])}",
+            f"a page of another site asks: {_quoted(foreign[0])}",
             hint="packets are not for web pages",
         )
 
