@@ -69,8 +69,12 @@ class TestCheckAccess:
         ("addresses", "given", "words"),
         [
             (["127.0.0.1:1"], "", "can read this host's traffic"),
-            (["127.0.0.1:1"], "tls", "can read this host's traffic"),
-            (["127.0.0.1:1"], "plaintext", "can read this host's traffic"),
+            (
+                ["127.0.0.1:1"],
+                "tls",
+                "reaches https://127.0.0.1:1 can read this host's",
+            ),
+            (["127.0.0.1:1"], "plaintext", "reaches http://127.0.0.1:1 can read"),
             (["127.0.0.1:1"], "anonymous", None),
             (["[::1]:1"], "anonymous", None),
             (["127.0.0.1:1"], "identified", None),

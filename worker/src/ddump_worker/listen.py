@@ -141,7 +141,7 @@ def check_access(
             continue
         if not identified and not allow_anonymous:
             raise UsageError(
-                f"whoever reaches {address} can read this host's traffic",
+                f"whoever reaches {address.url(tls=tls)} can read this host's traffic",
                 hint="ask for certificates (--tls-cert, --tls-client-ca) or tokens "
                 "(--token-file), listen on unix:PATH, or say --allow-anonymous if that "
                 "is intended",
