@@ -76,7 +76,7 @@ _PARAMETERS: dict[str, tuple[_Json, str]] = {
         "Bytes kept of each packet.",
     ),
     "packets": (_COUNT, "End after so many packets."),
-    "bytes": (_COUNT, "End when so many bytes of packets were sent."),
+    "bytes": (_COUNT, "End with the packet that reaches so many bytes of data."),
     "duration": (_DURATION, "End after that time; plain numbers are seconds."),
     "idle": (_DURATION, "End when nothing came for that time."),
     "link": (
