@@ -184,6 +184,19 @@ async def test_every_request_is_told_of_and_no_credential(tmp_path):
 
 @pytest.mark.live
 @pytest.mark.process
+async def test_what_is_no_http_cannot_fill_the_log_and_is_counted():
+    async with worker("--log-format", "json") as running:
+        for _ in range(40):
+            assert b" 400 " in await raw(running, b"GXX\r\n\r\n")
+        asking = b"GET /metrics HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n"
+        answer = await raw(running, asking)
+        assert b"ddump_worker_malformed_requests_total 40.0\n" in answer
+        await wait_until(lambda: len(requests(running)) == 31)
+    assert [each["status"] for each in requests(running)] == [400] * 30 + [200]
+
+
+@pytest.mark.live
+@pytest.mark.process
 @pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_what_cannot_be_parsed_tells_no_credential_either(log_format):
     shown = f"Authorization: Bearer {HIDDEN}"

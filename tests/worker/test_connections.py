@@ -450,6 +450,24 @@ async def test_answers_that_are_not_taken_make_room_and_streams_do_not(caplog):
 
 
 @as_in_a_worker
+async def test_a_first_answer_is_waited_for_also_by_a_host_that_has_none(monkeypatch):
+    monkeypatch.setattr("ddump_worker.connections.FRESH_SECONDS", 1)
+    connections = Connections(limit=2)
+    with network(2, prefix="ddump-first") as net:
+        host, other = net.hosts
+        async with (
+            serving(host, connections) as (address, _),
+            stalled(2, net.client, address, LONG),
+        ):
+            first, second = connections._open
+            assert {first.claim, second.claim} == {Claim.FIRST}
+            begun = first._since
+            async with stalled(1, other, address, SHORT):
+                assert asyncio.get_running_loop().time() - begun >= 1
+                assert next(iter(connections._open)) is second
+
+
+@as_in_a_worker
 async def test_clients_that_are_known_make_room_last():
     connections = Connections(limit=3)
     known = LONG.replace(b"/long", b"/long?token=monitor")

@@ -32,7 +32,9 @@ def test_every_counter_is_there_with_its_value_and_type():
         states=lambda: {"running": 2, "closed": 3},
         refused=Counter(filter=4, memory=2),
     )
-    connections = connections_of(9, refused=7, evicted=8, failed_handshakes=10)
+    connections = connections_of(
+        9, refused=7, evicted=8, failed_handshakes=10, malformed_requests=11
+    )
     capacity = SimpleNamespace(memory=123)
     metrics = Metrics(streams=streams, connections=connections, capacity=capacity)
     families = list(text_string_to_metric_families(metrics.render().decode()))
@@ -55,6 +57,7 @@ def test_every_counter_is_there_with_its_value_and_type():
         ("ddump_worker_refused_connections", "counter", ()): 7,
         ("ddump_worker_evicted_connections", "counter", ()): 8,
         ("ddump_worker_failed_handshakes", "counter", ()): 10,
+        ("ddump_worker_malformed_requests", "counter", ()): 11,
         ("ddump_worker_capture_memory_bytes", "gauge", ()): 123,
     }
     assert all(family.documentation for family in families)
@@ -83,7 +86,9 @@ def ring_values(info: RingInfo) -> dict[str, float]:
         ring=SimpleNamespace(evicted=15),
     )
     streams = SimpleNamespace(totals=lambda: TOTALS, states=dict, refused=Counter())
-    connections = connections_of(9, refused=7, evicted=8, failed_handshakes=10)
+    connections = connections_of(
+        9, refused=7, evicted=8, failed_handshakes=10, malformed_requests=11
+    )
     metrics = Metrics(
         streams=streams,
         connections=connections,
@@ -126,7 +131,9 @@ def test_an_empty_ring_has_no_age():
 def test_two_in_one_process_do_not_mix():
     parts = {
         "streams": SimpleNamespace(totals=lambda: TOTALS, states=dict, refused={}),
-        "connections": connections_of(0, refused=0, evicted=0, failed_handshakes=0),
+        "connections": connections_of(
+            0, refused=0, evicted=0, failed_handshakes=0, malformed_requests=0
+        ),
         "capacity": SimpleNamespace(memory=0),
     }
     assert Metrics(**parts).render() == Metrics(**parts).render()

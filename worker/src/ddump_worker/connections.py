@@ -21,6 +21,7 @@ import logging
 import socket
 import struct
 import termios
+import weakref
 from collections import defaultdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
@@ -34,7 +35,9 @@ from ddump_common.text import printable
 
 from .audit import ENTRY, Entry, ended_by
 from .identity import IdentityKind, host_of
+from .places import Places
 from .problems import problem_response
+from .reports import Reports
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADER_SECONDS",
+    "MAX_WAITING",
     "Claim",
     "Connection",
     "Connections",
@@ -62,9 +66,13 @@ FRESH_SECONDS = 0.5
 
 A right client has then sent its request: by TLS 1.2 from as far as 250 ms there and back.
 """
+SILENT_SECONDS = 0.1
+"""How long it is new without a word: the first comes with the end of TCP's handshake."""
+MAX_WAITING = 192
+"""How many may wait for room; each takes one more file."""
 
 _ROOM_SECONDS = 0.02  # between two looks for somebody to go
-_PATIENCE_SECONDS = 2.0  # in all; nobody is new for longer
+_PATIENCE_SECONDS = 2.0  # in all, from when it was accepted
 
 # A request line holds the longest filter with each byte as %XX, and all interfaces.
 _MAX_LINE = 3 * MAX_FILTER_BYTES + MAX_INTERFACES * 56 + 1024
@@ -107,13 +115,23 @@ class Claim(enum.Enum):
     NOTHING = enum.auto()
     """No request is under way, nor is one likely to come this moment."""
     NEW = enum.auto()
-    """It may bring a request this moment, or has brought its first; that passes soon."""
+    """It may bring a request this moment; that passes soon."""
+    FIRST = enum.auto()
+    """It has brought its first request, just now; that passes soon."""
     ANSWER = enum.auto()
     """It is being answered, or was just now; nobody knows who it is."""
     KNOWN = enum.auto()
     """The same, of somebody who is known."""
     STREAM = enum.auto()
     """Packets run: nothing is cut for others."""
+
+
+class _Room(enum.Enum):
+    """Whether one more has room."""
+
+    FREE = enum.auto()
+    SOON = enum.auto()
+    NONE = enum.auto()
 
 
 class Connections:
@@ -124,9 +142,14 @@ class Connections:
         self.refused = 0
         self.evicted = 0
         self.failed_handshakes = 0
+        self.malformed_requests = 0
+        self.reports = Reports()
         self._vanished_ms = vanished_ms
         self._open: dict[Connection, None] = {}
         self._hosts: defaultdict[str, dict[Connection, None]] = defaultdict(dict)
+        self._waiting = Places(MAX_WAITING)
+        # Those of a host wait in a line of their own, not behind those of others.
+        self._turns = weakref.WeakValueDictionary[str, asyncio.Lock]()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -137,38 +160,58 @@ class Connections:
         At the limit one goes of the host that has most: who opens very many competes
         with itself. Of that host it is the oldest which has no request under way, else
         the oldest whose answer is; those of known clients go after all others, and
-        streams never. While that host's are new this waits, for so long as they can be.
+        streams never. One that is new goes at once for a host that has fewer. Else it
+        is waited for, for so long as it can be new; where very many wait, not by all.
         Cancelling it changes nothing.
         """
-        loop = asyncio.get_running_loop()
-        patience = loop.time() + _PATIENCE_SECONDS
-        while len(self._open) >= self.limit:
-            first = self._first_to_go()
-            is_new = first is not None and first.claim is Claim.NEW
-            if first is None or (is_new and loop.time() > patience):
-                self.refused += 1
-                return False
-            if is_new:
-                await asyncio.sleep(_ROOM_SECONDS)
-            else:
-                self._evict(first)
+        turn = self._turns.setdefault(connection.host, asyncio.Lock())
+        room = _Room.SOON if turn.locked() else self._make_room(connection.host)
+        if room is _Room.SOON:
+            room = await self._wait(connection, turn)
+        if room is _Room.NONE:
+            self.refused += 1
+            return False
+        connection.renew()
         self._open[connection] = None
         self._hosts[connection.host][connection] = None
         return True
 
-    def _first_to_go(self) -> Connection | None:
-        """Return who goes, one that is new to wait for that, ``None`` if all stream."""
+    async def _wait(self, connection: Connection, turn: asyncio.Lock) -> _Room:
+        host = connection.host
+        until = connection.accepted_at + _PATIENCE_SECONDS
+        try:
+            async with self._waiting.hold(host, until=until), turn:
+                while True:
+                    room = self._make_room(host)
+                    if room is not _Room.SOON:
+                        return room
+                    await asyncio.sleep(_ROOM_SECONDS)
+        except TimeoutError:
+            return _Room.NONE
+
+    def _make_room(self, host: str) -> _Room:
+        """Have somebody go for ``host``, if need be; return whether there is room."""
+        if len(self._open) < self.limit:
+            return _Room.FREE
         by_share = sorted(self._hosts.values(), key=len, reverse=True)
-        first = _first(by_share, Claim.NOTHING, Claim.ANSWER, Claim.NEW)
+        share = len(self._hosts.get(host, ()))
+        first = _first_of_greater(by_share, share)
         if first is None:
-            return _first(by_share, Claim.KNOWN)
-        if first.claim is Claim.NEW:
-            return _first(by_share, Claim.NOTHING) or first
-        return first
+            first = _first(by_share, _IDLE, _ANSWERS, _PASSING)
+            if first is not None and first.claim in _PASSING:
+                first = _first(by_share, _IDLE)
+                if first is None:
+                    return _Room.SOON
+        if first is None:
+            first = _first(by_share, _KNOWN)
+        if first is None:
+            return _Room.NONE
+        self._evict(first)
+        return _Room.FREE
 
     def _evict(self, connection: Connection) -> None:
         self.evicted += 1
-        if connection.claim is not Claim.NOTHING:
+        if connection.claim not in _UNASKED:
             _log.warning(
                 "the client %s made room for others, and lost its answer",
                 connection.client_address,
@@ -242,12 +285,33 @@ class Connections:
             connection.abort()
 
 
-def _first(
-    by_share: Iterable[Iterable[Connection]], *claims: Claim
+_IDLE = frozenset({Claim.NOTHING})
+_UNASKED = frozenset({Claim.NOTHING, Claim.NEW})
+_PASSING = frozenset({Claim.NEW, Claim.FIRST})
+_ANSWERS = frozenset({Claim.ANSWER})
+_KNOWN = frozenset({Claim.KNOWN})
+
+
+def _first_of_greater(
+    by_share: Iterable[dict[Connection, None]], share: int
 ) -> Connection | None:
-    """Return the oldest of the first host, with the first claim that it has of these."""
-    for same, claim in itertools.product(by_share, claims):
-        found = next((each for each in same if each.claim is claim), None)
+    """Return who goes at once for a host that has ``share``, of one that has more."""
+    greater = itertools.takewhile(lambda same: len(same) > share, by_share)
+    for _, equals in itertools.groupby(greater, key=len):
+        # Among equals no host's answer goes while another's connection asks nothing.
+        joined = list(itertools.chain.from_iterable(equals))
+        first = _first([joined], _UNASKED, _ANSWERS)
+        if first is not None:
+            return first
+    return None
+
+
+def _first(
+    by_share: Iterable[Iterable[Connection]], *claims: frozenset[Claim]
+) -> Connection | None:
+    """Return the oldest of the first host, with the first claims that it has of these."""
+    for same, wanted in itertools.product(by_share, claims):
+        found = next((each for each in same if each.claim in wanted), None)
         if found is not None:
             return found
     return None
@@ -266,12 +330,14 @@ class Connection(web.RequestHandler):
         "_give_up",
         "_lower",
         "_since",
+        "accepted_at",
         "address",
         "client",
         "cut_for",
         "deadline",
         "deaf",
         "ended",
+        "heard",
         "host",
     )
 
@@ -298,16 +364,20 @@ class Connection(web.RequestHandler):
         self._accepted = accepted
         self._give_up = give_up
         self._lower: asyncio.Transport | None = None  # aiohttp forgets its own early
-        self._since = loop.time()  # of the request that came last, or the answer to it
+        self.accepted_at = loop.time()
+        """When it began, by the loop's clock."""
+        self._since = self.accepted_at  # or when the last request came, or its answer
         self._expiry: asyncio.TimerHandle | None = None
         self.address = address
         """The other side, as people write it; a proxy's where there is one."""
         self.host = host_of(address)
         """For whom it counts: the address without its port, a proxy's client's if known."""
-        self.deadline = loop.time() + HEADER_SECONDS
+        self.deadline = self.accepted_at + HEADER_SECONDS
         """When the first request has to be there, by the loop's clock."""
         self.client: Client | None = None
         """Who made the request that came last, if it was admitted."""
+        self.heard = False
+        """Whether the client has said anything yet."""
         self.deaf = False
         """Whether what the client sends is thrown away."""
         self.ended = False
@@ -341,9 +411,9 @@ class Connection(web.RequestHandler):
         """What it has to say for staying when others want in."""
         if self.is_streaming:
             return Claim.STREAM
-        is_fresh = self._elapsed < FRESH_SECONDS
+        is_fresh = self._elapsed < (FRESH_SECONDS if self.heard else SILENT_SECONDS)
         if is_fresh and self._request_count <= 1:
-            return Claim.NEW
+            return Claim.FIRST if self._request_count else Claim.NEW
         if is_fresh or self.is_busy or self.is_closing:
             return Claim.KNOWN if self._is_known else Claim.ANSWER
         return Claim.NEW if self._has_unread() else Claim.NOTHING
@@ -408,6 +478,10 @@ class Connection(web.RequestHandler):
         else:
             self._lower.abort()
 
+    def renew(self) -> None:
+        """Count it as new from now on: it did not have its place before."""
+        self._since = self._loop.time()
+
     def identify(self, client: Client) -> None:
         """Note who makes the request that came last: from then on it counts for them."""
         self.client = client
@@ -435,6 +509,7 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take a part of a request."""
+        self.heard = True
         if not self.deaf:
             super().data_received(data)
 
@@ -498,7 +573,11 @@ class Connection(web.RequestHandler):
         problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
         if request.get(ENTRY) is None:
             # Not even a request, as far as HTTP goes.
-            Entry(address=self.address, status=status, ended=ended_by(problem)).log()
+            self._connections.malformed_requests += 1
+            if self._connections.reports.allow():
+                Entry(
+                    address=self.address, status=status, ended=ended_by(problem)
+                ).log()
         response = problem_response(problem)
         response.force_close()
         return response

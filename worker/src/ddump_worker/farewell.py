@@ -11,6 +11,8 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, cast
 
+from .places import Places
+
 if TYPE_CHECKING:
     import ssl
 
@@ -21,36 +23,32 @@ _SECONDS = 1.0
 
 
 class Farewells:
-    """Says a last word on connections, a few of them at once."""
+    """Says a last word on connections, and waits for a few of them at once."""
 
     def __init__(self) -> None:
-        self._under_way = 0
+        self._places = Places(_MAX_FAREWELLS)
 
     async def say(
         self,
         accepted: socket.socket,
         goodbye: bytes,
         *,
+        host: str,
         context: ssl.SSLContext | None = None,
     ) -> bool:
-        """Say ``goodbye``, and wait a moment until the client has heard it.
+        """Say ``goodbye`` to ``host``, and wait a moment until the client has heard it.
 
         With a ``context`` by TLS, where it answers whatever is said first. Return whether
-        it was said: not to very many at once, nor to who takes longer to listen.
+        it was said: not by TLS to who takes longer to listen, or loses its place to others.
         """
-        if self._under_way >= _MAX_FAREWELLS:
-            return False
-        self._under_way += 1
+        until = asyncio.get_running_loop().time() + _SECONDS
         word = _LastWord(goodbye)
-        try:
-            with contextlib.suppress(OSError):  # among them, that the time is over
-                async with asyncio.timeout(_SECONDS):
-                    if context is None:
-                        await _say_plainly(accepted, word)
-                    else:
-                        await _say_encrypted(accepted, word, context)
-        finally:
-            self._under_way -= 1
+        with contextlib.suppress(OSError):  # among them, that the time is over
+            async with self._places.hold(host, until=until):
+                if context is None:
+                    await _say_plainly(accepted, word)
+                else:
+                    await _say_encrypted(accepted, word, context)
         return word.said
 
 

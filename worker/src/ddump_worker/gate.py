@@ -49,9 +49,6 @@ MAX_SPARES = 256
 # How long a client may take to take the rest of an answer. By no time of ours: a plain
 # connection has none either, and Connections.sweep() ends what is over or has vanished.
 _FLUSH_SECONDS = 30 * 86400
-# What strangers can write into the log.
-_MAX_REPORTS = 30
-_REPORTS_SECONDS = 60
 
 
 class Gate:
@@ -74,10 +71,8 @@ class Gate:
         self._connections = connections
         self._context = context
         self._tasks = tasks
-        self._reports = _Reports()
         self._farewells = Farewells()
         self._spares = 0
-        self._turn = asyncio.Lock()
 
     def open(self, listening: socket.socket) -> None:
         """Accept connections at a socket that listens, which remains the caller's."""
@@ -96,8 +91,6 @@ class Gate:
                 self._receive(accepted, peer_address(peer)), name="connection"
             )
             await asyncio.sleep(0)  # a flood shall not keep the loop
-            async with self._turn:  # nor stand in line here, while that one has no room
-                pass
 
     async def _receive(self, accepted: socket.socket, address: str) -> None:
         loop = asyncio.get_running_loop()
@@ -114,9 +107,7 @@ class Gate:
         is_unix = accepted.family == socket.AF_UNIX
         context = None if is_unix else self._context()
         try:
-            async with self._turn:
-                admitted = await self._connections.admit(connection)
-            if not admitted:
+            if not await self._connections.admit(connection):
                 await self._turn_away(connection, accepted, context)
             elif context is None:
                 await loop.connect_accepted_socket(lambda: connection, accepted)
@@ -137,7 +128,7 @@ class Gate:
     ) -> None:
         problem = self._connections.exhausted()
         told = await self._farewells.say(
-            accepted, raw_problem(problem), context=context
+            accepted, raw_problem(problem), host=connection.host, context=context
         )
         self._report_request(connection, problem, told=told)
 
@@ -147,12 +138,15 @@ class Gate:
         try:
             async with asyncio.timeout_at(connection.deadline):
                 await _readable(accepted)
+                connection.heard = True
                 first = accepted.recv(1, socket.MSG_PEEK)
                 if first == _HANDSHAKE:
                     await self._shake_hands(connection, accepted, context)
                 elif first:
                     self._connections.failed_handshakes += 1
-                    told = await self._farewells.say(accepted, raw_problem(_PLAIN))
+                    told = await self._farewells.say(
+                        accepted, raw_problem(_PLAIN), host=connection.host
+                    )
                     self._report_request(connection, _PLAIN, told=told)
         except TimeoutError:
             self._report_failure(connection, f"it took longer than {HEADER_SECONDS} s")
@@ -175,7 +169,9 @@ class Gate:
                 )
             except ssl.SSLError as exc:
                 if spare is not None:
-                    await self._farewells.say(spare, getattr(exc, "alert", b""))
+                    await self._farewells.say(
+                        spare, getattr(exc, "alert", b""), host=connection.host
+                    )
                 raise
 
     @contextlib.contextmanager
@@ -203,7 +199,7 @@ class Gate:
         self, connection: Connection, problem: Problem, *, told: bool
     ) -> None:
         """Tell of a request that was not read."""
-        if self._may_report():
+        if self._connections.reports.allow():
             Entry(
                 address=connection.address,
                 status=problem.status if told else None,
@@ -211,36 +207,8 @@ class Gate:
             ).log()
 
     def _report(self, text: str, *arguments: object) -> None:
-        if self._may_report():
+        if self._connections.reports.allow():
             _log.warning(text, *arguments)
-
-    def _may_report(self) -> bool:
-        reports = self._reports
-        if not reports.allow(asyncio.get_running_loop().time()):
-            return False
-        if reports.omitted:
-            _log.warning("%d lines like the next were left out", reports.omitted)
-            reports.omitted = 0
-        return True
-
-
-class _Reports:
-    """A bound on what is logged."""
-
-    def __init__(self) -> None:
-        self.omitted = 0
-        self._since = 0.0
-        self._said = 0
-
-    def allow(self, now: float) -> bool:
-        """Return whether one more may be said."""
-        if now - self._since >= _REPORTS_SECONDS:
-            self._since, self._said = now, 0
-        if self._said >= _MAX_REPORTS:
-            self.omitted += 1
-            return False
-        self._said += 1
-        return True
 
 
 _PLAIN = Problem(

@@ -90,6 +90,11 @@ class _WorkerCollector(Collector):
             "TLS handshakes that failed",
             self._connections.failed_handshakes,
         )
+        yield _counter(
+            "malformed_requests",
+            "Requests that were no HTTP",
+            self._connections.malformed_requests,
+        )
         yield _gauge(
             "capture_memory_bytes", "Memory of all capture rings", self._capacity.memory
         )

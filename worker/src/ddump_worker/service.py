@@ -21,7 +21,7 @@ from .app import create_app
 from .capabilities import keep_only_net_raw
 from .capacity import Capacity
 from .capture import Captures
-from .connections import Connections
+from .connections import MAX_WAITING, Connections
 from .core import Core
 from .door import Door
 from .exclusion import Exclusion, Service
@@ -219,7 +219,7 @@ def _allow_files(config: Config) -> int:
 
     They are as many as was asked for, or fewer where the hard limit has no room for them.
     """
-    others = _FILES_PER_STREAM * config.max_streams + _FILES
+    others = _FILES_PER_STREAM * config.max_streams + MAX_WAITING + _FILES
     if config.tls_cert is not None:
         others += MAX_SPARES
     if config.ring_dir is not None:

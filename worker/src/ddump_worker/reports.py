@@ -1,0 +1,36 @@
+"""What strangers can have written into the log: so many lines a minute, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+__all__ = ["Reports"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_REPORTS = 30
+_REPORTS_SECONDS = 60
+
+
+class Reports:
+    """A bound on what is logged of those whom nobody knows."""
+
+    def __init__(self) -> None:
+        self._omitted = 0
+        self._since = 0.0
+        self._said = 0
+
+    def allow(self) -> bool:
+        """Return whether one more line may be written; tell how many before may not."""
+        now = asyncio.get_running_loop().time()
+        if now - self._since >= _REPORTS_SECONDS:
+            self._since, self._said = now, 0
+        if self._said >= _MAX_REPORTS:
+            self._omitted += 1
+            return False
+        self._said += 1
+        if self._omitted:
+            _log.warning("%d lines like the next were left out", self._omitted)
+            self._omitted = 0
+        return True
