@@ -69,11 +69,6 @@ class Heartbeats:
         """For how long neither a packet came nor a promise of more."""
         return int(self._standing * SECONDS)
 
-    def late_ns(self, *, present_ns: int) -> int:
-        """Return how old the last promise is: the clock shows ``present_ns`` at least."""
-        promised_ns = 0 if self.last is None else self.last.promised_ns
-        return present_ns - promised_ns
-
     def early(self, *, present_ns: int) -> bool:
         """Whether the last promise is of what is yet to come.
 
@@ -82,16 +77,15 @@ class Heartbeats:
         promised_ns = 0 if self.last is None else self.last.promised_ns
         return promised_ns > present_ns + _EARLIEST_NS
 
-    def lag(self, *, present_ns: int | None, seconds: float) -> str:
+    def lag(self, *, late_ns: int | None, seconds: float) -> str:
         """Return why others wait for the stream too long; empty when they do not.
 
-        The worker's clock shows ``present_ns`` at least, ``None`` when that is not
-        known. ``seconds`` is for how long the last bytes were waited for.
+        Its last promise is ``late_ns`` old at least, ``None`` when that is not known.
+        ``seconds`` is for how long the last bytes were waited for.
         """
         if self.standing_ns >= PATIENCE_NS:
             return "its heartbeats stand still"
-        late_ns = 0 if present_ns is None else self.late_ns(present_ns=present_ns)
-        if late_ns <= LATEST_NS:
+        if late_ns is None or late_ns <= LATEST_NS:
             self._behind = 0.0
             return ""
         self._behind += min(seconds, _LONGEST_WAIT)

@@ -86,10 +86,10 @@ class Stretch:
     @property
     def behind_ns(self) -> int | None:
         """How old the stream's last promise is at least; ``None`` if that is not known."""
-        skew, heartbeats = self._lane.skew, self._heartbeats
-        if skew is None or heartbeats is None or heartbeats.last is None:
+        skew, promised_ns = self._lane.skew, self.promised_ns
+        if skew is None or promised_ns is None:
             return None
-        return heartbeats.late_ns(present_ns=self.present_ns() - skew.error_ns)
+        return self.present_ns() - skew.error_ns - promised_ns
 
     @property
     def standing_ns(self) -> int:
@@ -334,7 +334,7 @@ class Stretch:
             return
         if not lane.live or (self.suspended and not self._lags):
             return
-        lag = self._lag(heartbeats, seconds)
+        lag = heartbeats.lag(late_ns=self.behind_ns, seconds=seconds)
         if self._lags:
             if not lag:
                 self._lags = False
@@ -358,7 +358,7 @@ class Stretch:
             return
         if self._early(heartbeats):
             self._distrust("its heartbeats promise what is yet to come")
-        elif lag := self._lag(heartbeats, 0.0):
+        elif lag := heartbeats.lag(late_ns=self.behind_ns, seconds=0.0):
             self._lags = self.suspended = True
             self._merge.suspend(lane.index)
             logger.warning(
@@ -373,11 +373,6 @@ class Stretch:
         return skew is not None and heartbeats.early(
             present_ns=self.present_ns() + skew.error_ns
         )
-
-    def _lag(self, heartbeats: Heartbeats, seconds: float) -> str:
-        skew = self._lane.skew
-        present_ns = None if skew is None else self.present_ns() - skew.error_ns
-        return heartbeats.lag(present_ns=present_ns, seconds=seconds)
 
     def _distrust(self, reason: str) -> None:
         """Go on with a stream that keeps no promise as with one that made none."""

@@ -363,18 +363,11 @@ class LiveCapture(Source):
         """Send the heartbeat if it is due, after a read at ``began`` that was sent."""
         if self._heartbeat is None:
             return
-        handle, progress = self._handle, self._progress
-        if progress.advance(handle.packets, more=handle.more, began=began):
-            # In this order: all that is counted before that moment is in the number.
-            time_ns = time.time_ns()
-            progress.set_mark(
-                time_ns,
-                packets=handle.packets,
-                undelivered=handle.undelivered(),
-                began=began,
-            )
-            if progress.complete_ns is not None:
-                self._heartbeat.promise(progress.complete_ns)
+        complete_ns = self._progress.observe(
+            self._handle, began=began, clock=time.time_ns
+        )
+        if complete_ns is not None:
+            self._heartbeat.promise(complete_ns)
         await self._beat(send)
 
     async def _drain(self, send: Callable[[bytes], Awaitable[None]]) -> None:

@@ -5,14 +5,17 @@ delivered, all that it had counted when it was asked have: such a moment is a *m
 and when one is reached the next is set. So a block of the kernel that is closed late, a
 ring that is full and a process that sleeps hold the marks, and no more than these.
 
-Nothing here asks the kernel or looks at a clock.
+Nothing here has a capture or a clock of its own.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ddump_common.units import MILLISECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["IN_FLIGHT_NS", "PATIENCE_SECONDS", "Progress"]
 
@@ -22,6 +25,18 @@ IN_FLIGHT_NS = 50 * MILLISECONDS
 PATIENCE_SECONDS = 1.0
 """When what was counted and has not come never will. libpcap does not deliver the outgoing
 copies of loopback that were captured before the program was set."""
+
+
+class _Counted(Protocol):
+    """What a capture tells of its packets, as ``capture.Handle`` has it."""
+
+    @property
+    def packets(self) -> int: ...
+
+    @property
+    def more(self) -> bool: ...
+
+    def undelivered(self) -> int: ...
 
 
 class _Mark(NamedTuple):
@@ -42,6 +57,26 @@ class Progress:
         self.complete_ns: int | None = None
         self._mark: _Mark | None = None
         self._never = 0
+
+    def observe(
+        self, handle: _Counted, *, began: float, clock: Callable[[], int]
+    ) -> int | None:
+        """Take note of a read that began at ``began``, and set the next mark if it is due.
+
+        ``clock`` is the one that stamps packets. Return ``complete_ns`` where the mark
+        was set, else ``None``.
+        """
+        if not self.advance(handle.packets, more=handle.more, began=began):
+            return None
+        # In this order: all that is counted before that moment is in the number.
+        time_ns = clock()
+        self.set_mark(
+            time_ns,
+            packets=handle.packets,
+            undelivered=handle.undelivered(),
+            began=began,
+        )
+        return self.complete_ns
 
     def advance(self, packets: int, *, more: bool, began: float) -> bool:
         """Take note of a read; return whether the next mark is to be set.

@@ -198,21 +198,13 @@ class Recorder:
 
     def _flush_after(self, began: float) -> None:
         """Flush what is known to be complete after a read that began at ``began``."""
-        source, progress = self._source, self._progress
-        if not progress.advance(source.packets, more=source.more, began=began):
-            return
-        # In this order: all that is counted before that moment is in the number.
-        time_ns = self._clock()
-        progress.set_mark(
-            time_ns,
-            packets=source.packets,
-            undelivered=source.undelivered(),
-            began=began,
+        complete_ns = self._progress.observe(
+            self._source, began=began, clock=self._clock
         )
-        if progress.complete_ns is not None:
+        if complete_ns is not None:
             # First, so that who reads up to there knows what is not.
             self._count_dropped()
-            self._tail.flush(progress.complete_ns)
+            self._tail.flush(complete_ns)
 
     def _watch_clock(self, now_ns: int) -> None:
         offset_ns = now_ns - self._steady()
