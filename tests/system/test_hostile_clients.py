@@ -9,13 +9,13 @@ import socket
 import ssl
 import subprocess
 import time
-from collections import Counter
 from urllib.parse import quote
 
 import aiohttp
 import pytest
 
 from support.certificates import Authority
+from support.crowds import fill_all_streams
 from support.namespaces import network
 from support.nginx import PORT as NGINX_PORT
 from support.site import site
@@ -23,9 +23,6 @@ from support.traffic import FILTER, PORT
 from support.workers import Worker, wait_until, worker
 
 pytestmark = [pytest.mark.live, pytest.mark.process]
-
-REQUESTS = 1000
-STREAMS = 8
 
 
 @pytest.fixture(autouse=True)
@@ -58,25 +55,7 @@ async def test_a_thousand_requests_at_the_limit_of_streams(tmp_path, encrypted):
         async with http.get("/api/v1/status") as answer:
             assert answer.status == 200
         before = running.descriptors()
-        statuses: Counter[int] = Counter()
-        enough = asyncio.Event()
-
-        async def ask() -> None:
-            async with http.get("/capture", params={"filter": "udp port 1"}) as answer:
-                statuses[answer.status] += 1
-                if answer.status == 503:
-                    assert answer.headers["Retry-After"]
-                    assert "streams" in (await answer.json(content_type=None))["detail"]
-                if statuses.total() == REQUESTS:
-                    enough.set()
-                await enough.wait()
-
-        async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
-            for _ in range(REQUESTS):
-                tasks.create_task(ask())
-            await enough.wait()
-            assert running.packet_sockets() == STREAMS
-        assert statuses == {200: STREAMS, 503: REQUESTS - STREAMS}
+        await fill_all_streams(http, running.packet_sockets)
 
         async def free() -> bool:
             async with http.get("/api/v1/status") as answer:

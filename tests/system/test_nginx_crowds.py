@@ -8,12 +8,12 @@ import resource
 import socket
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from support.crowds import cut_at_end, fill_all_streams
 from support.machines import await_fact
 from support.nginx import PORT
 from support.site import site
@@ -22,8 +22,6 @@ from support.workers import Worker, wait_until
 pytestmark = [pytest.mark.live, pytest.mark.process]
 
 HEALTH = "/api/v1/health"
-REQUESTS = 1000
-STREAMS = 8  # what a worker has at once, by default
 HALF = f"GET {HEALTH} HTTP/1.1\r\nHost: loc".encode()
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 
@@ -69,12 +67,8 @@ async def connected(place, tls=None):
     except BaseException:
         plain.close()
         raise
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+    async with cut_at_end(reader, writer) as both:
+        yield both
 
 
 async def dawdle(place, sent, tls=None):
@@ -174,28 +168,12 @@ async def test_a_thousand_requests_at_the_limit_of_streams(place):
 
         assert await captured()
         before = worker.descriptors(), descriptors(place)
-        statuses = Counter()
-        enough = asyncio.Event()
-
-        async def ask() -> None:
-            async with http.get("/capture", params={"filter": "udp port 1"}) as answer:
-                statuses[answer.status] += 1
-                if answer.status == 503:
-                    assert answer.headers["Retry-After"]
-                    assert "streams" in (await answer.json(content_type=None))["detail"]
-                if statuses.total() == REQUESTS:
-                    enough.set()
-                await enough.wait()
-                if answer.status == 200:
-                    # A goodbye by TLS alone nginx does not hear while it streams.
-                    answer.connection.transport.abort()
-
-        async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
-            for _ in range(REQUESTS):
-                tasks.create_task(ask())
-            await enough.wait()
-            assert worker.packet_sockets() == STREAMS
-        assert statuses == {200: STREAMS, 503: REQUESTS - STREAMS}
+        # A goodbye by TLS alone nginx does not hear while it streams.
+        await fill_all_streams(
+            http,
+            worker.packet_sockets,
+            leave=lambda answer: answer.connection.transport.abort(),
+        )
         await wait_until(lambda: worker.packet_sockets() == 0)
         await wait_until(lambda: worker.descriptors() <= before[0])
         await wait_until(lambda: descriptors(place) <= before[1])

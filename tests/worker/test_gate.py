@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 from support.certificates import EARLY, EXPIRED, Authority, self_signed
+from support.crowds import cut_at_end
 from support.programs import DDUMP
 from support.workers import Worker, wait_until, worker
 
@@ -77,12 +78,8 @@ async def connected(running: Worker, tls=None, *, local="127.0.0.1"):
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", port_of(running), ssl=tls, local_addr=(local, 0)
     )
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+    async with cut_at_end(reader, writer) as both:
+        yield both
 
 
 async def asked(
