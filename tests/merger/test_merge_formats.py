@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
@@ -344,7 +343,7 @@ def test_the_last_nanosecond_of_63_bits():
 NOT_CAPTURES = {
     b"<!DOCTYPE html><html>": "not a capture file but HTML or XML, at byte 0",
     b"\xef\xbb\xbf\r\n <html>": "not a capture file but HTML or XML, at byte 0",
-    gzip.compress(b"x"): "not a capture file but gzip (decompress it first), at byte 0",
+    b"\x1f\x8b\x08\0": "not a capture file but gzip (decompress it first), at byte 0",
     b"\x28\xb5\x2f\xfd\0": "not a capture file but zstd (decompress it first), at byte 0",
     b"\xfd7zXZ\0": "not a capture file but xz (decompress it first), at byte 0",
     b"BZh9": "not a capture file but bzip2 (decompress it first), at byte 0",
