@@ -215,11 +215,11 @@ class Both:
 
     def suspend(self, i, _):
         self.merge.suspend(i)
-        self.plain.inputs[i].suspended = True
+        self.plain.suspend(i)
 
     def resume(self, i, _):
         self.merge.resume(i)
-        self.plain.inputs[i].suspended = False
+        self.plain.resume(i)
 
     def reopen(self, i, moment):
         self.merge.reopen(i, since_ns=moment)
@@ -229,7 +229,7 @@ class Both:
 
     def refill(self, i, moment):
         self.merge.refill(i, moment)
-        self.plain.inputs[i].refill_ns = moment
+        self.plain.refill(i, moment)
 
     def shift(self, i, moment):
         self.merge.shift(i, moment)

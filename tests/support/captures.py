@@ -280,6 +280,8 @@ class _Input:
     promised: float = float("-inf")
     shift_ns: int = 0
     refill_ns: float = float("-inf")
+    # What is earlier, and older than what is out, is of a refill.
+    refilled_ns: float = float("-inf")
     newest: float = float("-inf")
     suspended: bool = False
     ended: bool = False
@@ -331,6 +333,21 @@ class PlainMerge:
         input_.ended = False
         input_.watermark = since_ns + input_.shift_ns
         input_.promised = input_.newest = input_.refill_ns = float("-inf")
+        input_.refilled_ns = float("-inf")
+
+    def refill(self, i, until_ns):
+        input_ = self.inputs[i]
+        input_.refill_ns = until_ns
+        input_.refilled_ns = float("inf") if input_.suspended else self.last_ns
+
+    def suspend(self, i):
+        self.inputs[i].suspended = True
+
+    def resume(self, i):
+        input_ = self.inputs[i]
+        input_.suspended = False
+        if input_.refilled_ns == float("inf"):
+            input_.refilled_ns = self.last_ns
 
     def end(self, i):
         self.inputs[i].ended = True
@@ -360,7 +377,7 @@ class PlainMerge:
                 break
             input_ = self.inputs[i]
             input_.pending.remove(entry)
-            if refilled:
+            if refilled or timestamp_ns < min(self.last_ns, input_.refilled_ns):
                 input_.refilled += 1
             else:
                 input_.late += timestamp_ns < self.last_ns
