@@ -262,3 +262,17 @@ def test_hostile_headers_cost_little(value):
     with pytest.raises(UsageError):
         WindowReport.parse(value)
     assert time.process_time() - began < 0.1
+
+
+def test_what_was_known_to_be_missing_is_no_more_than_that():
+    first = WindowReport(covered=None, gaps=(interval(0, 10), interval(20, 30)))
+    for lacks, more in (
+        ((), False),
+        ((interval(5, 10),), False),
+        ((interval(0, 10), interval(20, 30)), False),
+        ((interval(5, 11),), True),
+        ((interval(5, 10), interval(12, 13)), True),
+    ):
+        again = WindowReport(covered=None, gaps=lacks)
+        assert again.lacks_more_than(first) is more
+    assert WindowReport(covered=None, omitted=1).lacks_more_than(first)

@@ -78,7 +78,7 @@ def refill(records=RECORDS[50:], *, window=WHOLE, ended=EndReason.DURATION, **co
     )
 
 
-def told(run, lane=0):
+def told_outage(run, lane=0):
     (outage,) = run.lanes[lane].outages
     return outage
 
@@ -90,7 +90,7 @@ async def test_a_ring_fills_the_gap(build, caplog):
     """What had come already is left out, packet by packet."""
     run = build(broken(), peers={0: {"rings": [RING], "streams": [refill()]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert told(run) == Outage(
+    assert told_outage(run) == Outage(
         begin_ns=RECORDS[50].timestamp_ns, end_ns=NOW, reason="cut", refilled=40,
         filled=True,
     )  # fmt: skip
@@ -134,7 +134,7 @@ async def test_twins_that_breaks_part_are_left_out_as_often_as_they_came(build):
     found = parse_pcap(await run.to_the_end())
     assert found.count(twin) == 2
     assert len(found) == 102
-    assert told(run).filled
+    assert told_outage(run).filled
 
 
 async def test_it_breaks_again_while_it_is_refilled(build):
@@ -156,8 +156,8 @@ async def test_it_breaks_again_while_it_is_refilled(build):
     assert [each.query.since_ns for each in run.peers[0].asked] == [
         RECORDS[50].timestamp_ns, RECORDS[55].timestamp_ns,
     ]  # fmt: skip
-    assert told(run).reason == "cut"
-    assert told(run).filled
+    assert told_outage(run).reason == "cut"
+    assert told_outage(run).filled
 
 
 async def test_it_breaks_before_anything_came_of_the_second(build):
@@ -166,7 +166,7 @@ async def test_it_breaks_before_anything_came_of_the_second(build):
     run = build(broken(), peers={0: peer})
     assert parse_pcap(await run.to_the_end()) == RECORDS
     assert len({each.query.since_ns for each in run.peers[0].asked}) == 1
-    assert told(run).filled
+    assert told_outage(run).filled
 
 
 async def test_it_breaks_twice_and_each_is_told(build):
@@ -207,7 +207,7 @@ async def test_what_the_ring_lacks_is_told(build, caplog, lacks):
     script = refill(**lacks)
     run = build(broken(), peers={0: {"rings": [RING], "streams": [script]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert not told(run).filled
+    assert not told_outage(run).filled
     assert run.lanes[0].incomplete
     assert any("packets may be missing" in message for message in caplog.messages)
 
@@ -225,7 +225,7 @@ async def test_a_ring_that_says_so_for_ever_is_asked_all_the_same(build, monkeyp
     adopting = replace(RING, adopting=True)
     run = build(broken(), peers={0: {"rings": [adopting], "streams": [refill()]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert told(run).filled
+    assert told_outage(run).filled
 
 
 async def test_too_much_since_the_last_promise_is_not_joined_exactly(build):
@@ -246,7 +246,7 @@ async def test_too_much_since_the_last_promise_is_not_joined_exactly(build):
     assert parse_pcap(await run.to_the_end()) == big
     (asked,) = run.peers[0].asked
     assert START < asked.query.since_ns <= big[59].timestamp_ns
-    assert not told(run).filled
+    assert not told_outage(run).filled
 
 
 async def test_a_tail_that_cannot_be_read_is_not_joined(build, caplog):
@@ -279,7 +279,7 @@ async def test_garbage_of_a_ring_ends_no_live_target(build, caplog):
     assert [type(each.query) is RingQuery for each in run.peers[0].asked] == [
         True, False,
     ]  # fmt: skip
-    assert not told(run).filled
+    assert not told_outage(run).filled
     assert "h0: its ring: not a capture file" in caplog.text
     assert not run.lanes[1].incomplete
 
@@ -291,7 +291,7 @@ async def test_a_ring_without_what_had_come_proves_nothing(build):
     )  # fmt: skip
     assert parse_pcap(await run.to_the_end()) == RECORDS
     assert run.merge.counters(0).joined == 0
-    assert not told(run).filled
+    assert not told_outage(run).filled
 
 
 async def test_promises_of_the_future_are_not_believed(build, caplog):
@@ -312,7 +312,7 @@ async def test_promises_of_the_future_are_not_believed(build, caplog):
     assert run.merge.counters(0).packets == 70
     assert run.lanes[0].distrusted == "its heartbeats promise what is yet to come"
     assert "h0: its heartbeats promise what is yet to come" in caplog.text
-    assert not told(run).filled
+    assert not told_outage(run).filled
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -404,7 +404,7 @@ async def test_who_is_late_is_not_waited_for_and_trusted_all_the_same(build, cap
         await running
     assert [each.path for each in run.peers[0].asked] == ["/ring"]
     assert run.lanes[0].distrusted == ""
-    assert told(run).filled
+    assert told_outage(run).filled
     heard = [each for each in caplog.messages if "heartbeats" in each]
     assert len(heard) == 2, heard
     assert heard[0].startswith("h0: its heartbeats are 8s late; nobody waits for it")
@@ -464,7 +464,6 @@ async def test_a_window_that_does_not_come_on_is_cut_short(build, known):
     assert 5 < len(stuck.steps) < 45
 
 
-@pytest.mark.parametrize("following", [False, True], ids=["live", "follower"])
 @pytest.mark.parametrize(
     ("told", "dropped", "certain"),
     [
@@ -479,13 +478,10 @@ async def test_a_window_that_does_not_come_on_is_cut_short(build, known):
         ([(3, None, 40), (10, None, 50)], 0, False),
     ],
 )
-async def test_drops_that_a_ring_makes_good_count_once(
-    build, told, dropped, certain, following
-):
+async def test_drops_that_a_ring_makes_good_count_once(build, told, dropped, certain):
     """Those that were counted after the moment from which on the ring is asked.
 
-    Where some may be of before, that is not said to be whole. A ring that lacks them
-    itself counts them again.
+    Where some may be of before, that is not said to be whole.
     """
     beats = Beats(START)
     first = Script(
@@ -504,19 +500,34 @@ async def test_drops_that_a_ring_makes_good_count_once(
         trusted=True,
         window=WHOLE,
     )
-    count, _, promised = told[-1]
-    again = count - dropped if following else 0
-    run = build(
-        first,
-        words=["http://h0?since=0&follow=1" if following else "http://h0"],
-        peers={
-            0: {"rings": [RING], "streams": [refill(RECORDS[promised:], dropped=again)]}
-        },
-    )
+    _, _, promised = told[-1]
+    rest = refill(RECORDS[promised:])
+    run = build(first, peers={0: {"rings": [RING], "streams": [rest]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert run.lanes[0].losses.dropped == dropped + again
-    (outage,) = run.lanes[0].outages
-    assert outage.filled == (certain and not again)
+    assert run.lanes[0].losses.dropped == dropped
+    assert told_outage(run).filled == certain
+
+
+@pytest.mark.parametrize("again", [0, 4])
+@pytest.mark.parametrize("window", ["last=1h", "last=1h&follow=1"])
+async def test_drops_that_a_ring_has_told_stay_counted(build, window, again):
+    """They are of what is before its promise, and the next stream tells of the rest."""
+    beats = Beats(START)
+    first = Script(
+        [
+            beats.header + beats.packets(*RECORDS[:60]),
+            beats.heartbeat(RECORDS[50].timestamp_ns, dropped=10, counted_ns=NOW),
+            CUT,
+        ],
+        trusted=True,
+        window=WHOLE,
+    )
+    rest = refill(RECORDS[50:], dropped=again)
+    peer = {"rings": [RING], "streams": [rest]}
+    run = build(first, words=[f"http://h0?{window}"], peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert run.lanes[0].losses.dropped == 10 + again
+    assert told_outage(run).filled == (not again)
 
 
 @pytest.mark.parametrize(("promised_ns", "lacks"), [(0, True), (SECOND, False)])
@@ -604,7 +615,7 @@ async def test_who_comes_back_without_heartbeats(build):
     plain = Script([pcap(RECORDS[50:])], window=WHOLE)
     run = build(broken(), peers={0: {"rings": [RING], "streams": [plain]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert not told(run).filled
+    assert not told_outage(run).filled
 
 
 async def test_others_do_not_wait_for_who_is_away(build):
@@ -623,7 +634,7 @@ async def test_others_do_not_wait_for_who_is_away(build):
         run.fanin.interrupt()
         assert len(parse_pcap(await running)) == 160
     assert run.lanes[0].incomplete
-    assert told(run).end_ns is None
+    assert told_outage(run).end_ns is None
 
 
 async def test_others_wait_again_when_it_is_back(build):
@@ -754,7 +765,7 @@ async def test_limits_go_on_after_a_refill_that_breaks(build):
 async def test_nothing_is_left_to_ask_for(build):
     run = build(broken(), words=["http://h0?packets=60"], peers={0: {"rings": [RING]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
-    assert told(run).filled
+    assert told_outage(run).filled
     assert not run.lanes[0].incomplete
 
 
@@ -765,7 +776,7 @@ async def test_a_duration_that_is_over_meanwhile(build):
     hours = itertools.count()
     run.fanin._inlet.clock_ns = lambda: NOW + next(hours) * 3600 * SECOND
     assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
-    assert not told(run).filled
+    assert not told_outage(run).filled
 
 
 # --- Without a ring ---
@@ -792,7 +803,7 @@ async def test_without_a_ring_the_gap_is_told(build, caplog, told_ring):
     ring = None if told_ring is None else replace(RING, **told_ring)
     run = build(broken(), peers={0: {"rings": [ring], "streams": [again()]}})
     assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
-    assert told(run) == Outage(
+    assert told_outage(run) == Outage(
         begin_ns=RECORDS[50].timestamp_ns, end_ns=RECORDS[80].timestamp_ns,
         reason="cut", refilled=0, filled=False,
     )  # fmt: skip
@@ -809,7 +820,7 @@ async def test_a_ring_that_refuses_is_done_without(build, status):
     run = build(broken(), peers={0: peer})
     assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
     assert [each.path for each in run.peers[0].asked] == ["/ring", "/capture"]
-    assert not told(run).filled
+    assert not told_outage(run).filled
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 503])
@@ -819,7 +830,7 @@ async def test_a_ring_that_cannot_be_asked_is_done_without(build, caplog, status
     run = build(broken(), peers={0: peer})
     assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
     assert [each.path for each in run.peers[0].asked] == ["/capture"]
-    assert not told(run).filled
+    assert not told_outage(run).filled
     assert "h0: its ring: not for you" in caplog.messages
 
 
@@ -828,7 +839,7 @@ async def test_a_ring_that_cannot_be_asked_now_is_asked_again(build):
     peer = {"rings": [failing, failing, RING], "streams": [refill()]}
     run = build(broken(), peers={0: peer})
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert told(run).filled
+    assert told_outage(run).filled
 
 
 @pytest.mark.parametrize(
@@ -845,7 +856,7 @@ async def test_what_passes_is_tried_again(build, failure):
     run = build(broken(), peers={0: peer})
     assert parse_pcap(await run.to_the_end()) == RECORDS
     assert len(run.peers[0].asked) == 4
-    assert told(run).filled
+    assert told_outage(run).filled
 
 
 async def test_a_worker_that_does_not_answer_is_asked_again(build):
@@ -899,8 +910,8 @@ async def test_a_ring_that_is_there_the_second_time(build):
     assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:90], now]
     assert [each.path for each in run.peers[0].asked] == ["/capture", "/ring"]
     assert NOW - SECOND <= run.peers[0].asked[1].query.since_ns <= NOW
-    assert told(run).begin_ns == RECORDS[50].timestamp_ns
-    assert not told(run).filled
+    assert told_outage(run).begin_ns == RECORDS[50].timestamp_ns
+    assert not told_outage(run).filled
 
 
 def set_back(run, *, seconds, outage):
@@ -923,8 +934,8 @@ async def test_a_clock_that_was_put_back_in_an_outage(build):
     set_back(run, seconds=2, outage=5)
     assert parse_pcap(await run.to_the_end()) == RECORDS
     assert [each.path for each in run.peers[0].asked] == ["/ring"]
-    assert not told(run).filled
-    began_ns = told(run).begin_ns
+    assert not told_outage(run).filled
+    began_ns = told_outage(run).begin_ns
     assert -(10**9) < began_ns - (RECORDS[-1].timestamp_ns - 2 * SECOND) <= 0
 
 
@@ -941,9 +952,9 @@ async def test_a_clock_that_was_put_back_beyond_what_is_asked_for(build):
         run.fanin.interrupt()
         await running
     assert [each.path for each in run.peers[0].asked] == ["/capture"]
-    assert not told(run).filled
-    assert told(run).begin_ns < RECORDS[-1].timestamp_ns - 2 * SECOND
-    assert told(run).end_ns >= told(run).begin_ns
+    assert not told_outage(run).filled
+    assert told_outage(run).begin_ns < RECORDS[-1].timestamp_ns - 2 * SECOND
+    assert told_outage(run).end_ns >= told_outage(run).begin_ns
 
 
 async def test_a_clock_that_was_put_back_long_ago_costs_nothing(build):
@@ -952,7 +963,7 @@ async def test_a_clock_that_was_put_back_long_ago_costs_nothing(build):
     set_back(run, seconds=2, outage=5)
     run.now_ns += 3 * SECOND
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert told(run).filled
+    assert told_outage(run).filled
 
 
 # --- Ends that are none ---
@@ -976,7 +987,7 @@ async def test_an_early_end_is_a_break(build, ended, reason):
     )
     run = build(first, peers={0: {"rings": [RING], "streams": [refill(RECORDS[60:])]}})
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert told(run).reason == reason
+    assert told_outage(run).reason == reason
 
 
 @pytest.mark.parametrize("word", ["http://h0?last=5m", "http://h0"])
@@ -1050,7 +1061,7 @@ async def test_a_plain_stream_goes_on_from_now(build):
     peer = {"streams": [Script([pcap(RECORDS[80:])])]}
     run = build(Script([pcap(RECORDS[:60]), CUT]), peers={0: peer})
     assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
-    assert told(run) == Outage(
+    assert told_outage(run) == Outage(
         begin_ns=RECORDS[59].timestamp_ns, end_ns=NOW, reason="cut"
     )
 
@@ -1062,7 +1073,7 @@ async def test_a_follower_goes_on_as_one(build):
         peers={0: {"rings": [RING], "streams": [refill()]}},
     )  # fmt: skip
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert told(run).filled
+    assert told_outage(run).filled
 
 
 async def test_a_follower_whose_ring_is_gone_follows_from_now(build):
@@ -1073,7 +1084,160 @@ async def test_a_follower_whose_ring_is_gone_follows_from_now(build):
     assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[80:]]
     (asked,) = run.peers[0].asked
     assert asked.query.since_ns == NOW
-    assert not told(run).filled
+    assert not told_outage(run).filled
+
+
+# --- Windows ---
+
+
+WINDOW = "http://h0?since=1700000000&until=1700000060"
+
+
+async def test_a_window_goes_on_with_what_is_left_of_it(build):
+    """It is joined as the refill of a live stream is, and nothing of it is one."""
+    peer = {"rings": [RING], "streams": [refill(ended=EndReason.COMPLETE)]}
+    run = build(broken(), words=[WINDOW], peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    begin_ns, end_ns = RECORDS[50].timestamp_ns, RECORDS[59].timestamp_ns + 1
+    assert told_outage(run) == Outage(
+        begin_ns=begin_ns, end_ns=end_ns, reason="cut", filled=True
+    )
+    assert not run.lanes[0].incomplete
+    counters = run.merge.counters(0)
+    assert (counters.late, counters.refilled, counters.joined) == (0, 0, 10)
+    (asked,) = run.peers[0].asked
+    until_ns = START + 60 * SECOND
+    assert asked.query == RingQuery(since_ns=begin_ns, until_ns=until_ns)
+
+
+async def test_a_window_that_promised_nothing_is_asked_for_whole(build):
+    beats = Beats(START)
+    first = Script([beats.header + beats.packets(*RECORDS[:9]), CUT], trusted=True)
+    peer = {"rings": [RING], "streams": [refill(RECORDS, ended=EndReason.COMPLETE)]}
+    run = build(first, words=[WINDOW], peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told_outage(run).filled
+    assert run.peers[0].asked[0].query.since_ns == START
+
+
+async def test_the_past_of_others_waits_for_a_window(build):
+    """So nothing is late, nor older than what is out."""
+    back = asyncio.Event()
+    rest = refill(ended=EndReason.COMPLETE)
+    rest.opening = back
+    other = Record(RECORDS[95].timestamp_ns, b"other")
+    peer = {"rings": [RING], "streams": [rest]}
+    run = build(
+        broken(),
+        Script([Beats(START).whole(other)], trusted=True, window=WHOLE),
+        words=[WINDOW, WINDOW.replace("h0", "h1")],
+        peers={0: peer},
+    )
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.peers[0].asked and run.lanes[1].has_header)
+        for _ in range(100):
+            await asyncio.sleep(0)  # whatever could go out has gone
+        assert run.merge.released_ns < RECORDS[60].timestamp_ns
+        back.set()
+    assert parse_pcap(running.result()) == [*RECORDS[:96], other, *RECORDS[96:]]
+    assert run.merge.counters(0).late == run.merge.counters(0).refilled == 0
+
+
+async def test_a_window_is_not_waited_for_for_ever(build):
+    peer = {"rings": [UnreachableError("refused")]}
+    run = build(
+        broken(), Script([Beats(START).whole(*RECORDS[70:])], trusted=True),
+        words=[WINDOW, WINDOW.replace("h0", "h1")],
+        peers={0: peer}, timeout_ns=SECOND // 10,
+    )  # fmt: skip
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[70:]]
+    assert run.errors == ["cut", None]
+    assert told_outage(run).end_ns is None
+
+
+async def test_a_window_that_brings_nothing_new_is_not_tried_for_ever(build):
+    """Each of its streams opens, brings what had come before, and breaks."""
+
+    def nothing_new():
+        beats = Beats(START)
+        return Script(
+            [beats.header + beats.heartbeat(START), beats.packets(*RECORDS[50:60]), CUT],
+            trusted=True, window=WHOLE,
+        )  # fmt: skip
+
+    class Endless(list):
+        def pop(self, _):
+            return nothing_new()
+
+    run = build(
+        broken(), words=[WINDOW], timeout_ns=SECOND // 10,
+        peers={0: {"rings": [RING], "streams": Endless([None])}},
+    )  # fmt: skip
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert run.errors == ["cut"]
+    assert len(run.peers[0].asked) > 1
+
+
+async def test_who_is_not_waited_for_any_more_still_follows(build):
+    """The past of others goes on without what is followed, and it comes all the same."""
+    back = asyncio.Event()
+    rest = refill()
+    rest.opening = back
+    peer = {"rings": [RING], "streams": [Script(opening=Forever), rest]}
+    run = build(
+        broken(), Script([Beats(START).whole(*RECORDS[70:80])], trusted=True),
+        words=["http://h0?last=1h&follow=1", WINDOW.replace("h0", "h1")],
+        peers={0: peer}, timeout_ns=SECOND // 10,
+    )  # fmt: skip
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: run.merge.released_ns >= RECORDS[79].timestamp_ns)
+        back.set()
+    found = parse_pcap(running.result())
+    assert sorted(found, key=lambda each: (each.timestamp_ns, each.data)) == sorted(
+        [*RECORDS, *RECORDS[70:80]], key=lambda each: (each.timestamp_ns, each.data)
+    )
+    assert run.merge.counters(0).late == 0
+    assert run.merge.counters(0).refilled > 0
+    assert told_outage(run).filled
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        {"rings": [None]},
+        {"rings": [RefusedError("416", status=416)]},
+        {"rings": [RING], "streams": [Script(opening=RefusedError("x", status=416))]},
+    ],
+)
+async def test_a_window_that_the_ring_has_no_more_is_cut_short(build, peer):
+    run = build(broken(), words=[WINDOW], peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert run.errors == ["cut"]
+
+
+async def test_what_the_ring_lost_meanwhile_of_a_window_is_told(build):
+    """Of all that was left to come, packets may be missing."""
+    gap = Interval(begin_ns=RECORDS[50].timestamp_ns, end_ns=RECORDS[70].timestamp_ns)
+    report = WindowReport(covered=None, gaps=(gap,))
+    rest = refill(RECORDS[70:], window=report, ended=EndReason.COMPLETE)
+    run = build(
+        broken(), words=[WINDOW], peers={0: {"rings": [RING], "streams": [rest]}}
+    )
+    assert parse_pcap(await run.to_the_end()) == [*RECORDS[:60], *RECORDS[70:]]
+    outage = told_outage(run)
+    assert (outage.end_ns, outage.filled) == (START + 60 * SECOND, False)
+    assert run.lanes[0].incomplete
+
+
+async def test_garbage_after_a_break_ends_a_window(build):
+    rest = Script([b"garbage"], trusted=True, window=WHOLE)
+    run = build(
+        broken(), words=[WINDOW], peers={0: {"rings": [RING], "streams": [rest]}}
+    )
+    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
+    assert "not a capture" in run.errors[0]
 
 
 # --- Interrupts ---
@@ -1116,8 +1280,8 @@ async def test_an_interrupt_while_it_is_refilled(build):
         await until(lambda: run.merge.received(0)[0] == 70)
         run.fanin.interrupt()
         assert parse_pcap(await running) == RECORDS[:75]
-    assert not told(run).filled
-    assert told(run).refilled == 15
+    assert not told_outage(run).filled
+    assert told_outage(run).refilled == 15
     assert run.lanes[0].incomplete
 
 
@@ -1146,17 +1310,18 @@ async def test_a_silent_stream_that_promised_heartbeats_is_broken(build):
         peers={0: {"rings": [RING], "streams": [refill()]}},
     )  # fmt: skip
     assert parse_pcap(await run.to_the_end()) == RECORDS
-    assert told(run).reason == "nothing came for 100ms, not even a heartbeat"
+    assert told_outage(run).reason == "nothing came for 100ms, not even a heartbeat"
 
 
 @pytest.mark.usefixtures("_impatient")
 async def test_a_silent_window_that_promised_heartbeats_is_broken(build):
     """Its worker has them while it looks, too: it is gone, whatever it may take."""
+    peer = {"rings": [RING], "streams": [refill()]}
     run = build(
-        broken(RECORDS[:60], 50, Forever), words=["http://h0?last=1h"], peers={0: {}}
+        broken(RECORDS[:60], 50, Forever), words=["http://h0?last=1h"], peers={0: peer}
     )
-    assert parse_pcap(await run.to_the_end()) == RECORDS[:60]
-    assert run.errors == ["nothing came for 100ms, not even a heartbeat"]
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told_outage(run).reason == "nothing came for 100ms, not even a heartbeat"
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -1404,7 +1569,7 @@ async def test_a_target_that_breaks_again_and_again_keeps_no_more(build):
             trusted=True, window=WHOLE,
         )  # fmt: skip
 
-    streams = [flapping() for _ in range(300)]
+    streams = [flapping() for _ in range(100)]
     run = build(
         flapping(), buffer_bytes=50_000,
         peers={0: {"rings": [RING], "streams": [*streams, refill(RECORDS)]}},

@@ -36,6 +36,15 @@ def test_which_rings_have_it_all():
     assert not keeps(ring(partial=True), CaptureQuery())
 
 
+def test_a_ring_has_what_came_out_of_it():
+    """Whatever it keeps; what comes from now on, only while it is recorded."""
+    for kept in (ring(recording=False), ring(partial=True), ring(link=Link.SLL2)):
+        assert keeps(kept, RingQuery(since_ns=OPENED, interfaces=("eth0",)))
+    assert keeps(ring(partial=True), RingQuery(follow=True))
+    assert not keeps(ring(recording=False), RingQuery(follow=True))
+    assert not keeps(None, RingQuery())
+
+
 def test_an_interface_is_known_by_its_index_only():
     query = CaptureQuery(interfaces=("eth0",), link=Link.SLL2)
     assert keeps(ring(link=Link.SLL2), query)
@@ -139,6 +148,20 @@ def test_a_follower_ends_where_it_was_to_end():
     )
     assert asked.query.until_ns == end
     assert resumed(follower(until_ns=BROKE), position(), now_ns=NOW) is None
+
+
+def test_a_window_goes_on_with_what_is_left_of_it():
+    until_ns = OPENED + 12 * SECOND
+    asked = resumed(
+        target(
+            f"since={OPENED // SECOND}&until={until_ns // SECOND}&packets=50", "/ring"
+        ),
+        position(again=3),
+        now_ns=NOW,
+    )
+    assert asked.query == RingQuery(since_ns=BROKE, until_ns=until_ns, packets=23)
+    whole = target(f"until={BROKE // SECOND}", "/ring")
+    assert resumed(whole, position(), now_ns=NOW) is None
 
 
 def test_without_a_ring_it_goes_on_from_now():

@@ -134,6 +134,7 @@ class Run:
             zip(scripts, self.config.targets, strict=True)
         ):
             live = isinstance(target, HttpTarget) and target.live
+            script.target = target
             self.merge.limit(index, self.config.buffer_bytes, live=live)
             self.lanes.append(
                 Lane(

@@ -197,6 +197,67 @@ async def test_who_may_look_into_the_ring_needs_no_other_permission(
     assert ("web: its ring: 403 " in ended.said) == (code != 0), ended.said
 
 
+async def test_a_window_goes_on_where_it_broke(tmp_path):
+    """One breaks twice, the past of the other waits for it; then its worker is gone."""
+    packets, pace = 16_000, 16_000
+    with network(2, prefix="ddump-past") as net:
+        async with contextlib.AsyncExitStack() as stack:
+            feeders = [stack.enter_context(net.feed(number)) for number in (1, 2)]
+            first, second = [
+                await stack.enter_async_context(
+                    worker(host, *ring(tmp_path, host.address), **given)
+                )
+                for host, given in zip(
+                    net.hosts, ({}, {"exit_code": -signal.SIGKILL}), strict=True
+                )
+            ]
+            since = f"{time.time():.9f}"
+            paths = [tmp_path / name for name in ("h1.pcap", "h2.pcap")]
+            async with contextlib.AsyncExitStack() as recorders:
+                for host, path in zip(net.hosts, paths, strict=True):
+                    await recorders.enter_async_context(tcpdump(host, path, packets))
+                async with asyncio.TaskGroup() as tasks:
+                    for feeder, host in zip(feeders, net.hosts, strict=True):
+                        tasks.create_task(
+                            generate(net, feeder, host, packets, pace=pace, size=600)
+                        )
+            window = ("--since", since, "--until", f"{time.time():.9f}")
+            folders = [tmp_path / name for name in ("mended", "cut")]
+            for folder in folders:
+                folder.mkdir()
+            asked = (
+                *window,
+                "-f",
+                traffic.FILTER,
+                f"h1={first.url}",
+                f"h2={second.url}",
+            )
+            # So that there is a time in which to break them, and more than buffers hold.
+            for host in net.hosts:
+                stack.enter_context(host.limited("64mbit"))
+            async with run(net.client, folders[0], *asked) as ddump:
+                for times, seen in enumerate((packets // 2, packets), start=1):
+                    await ddump.until(seen)
+                    net.hosts[0].kill_connections(8475)
+                    await ddump.until_said(": h1: back, and nothing", times=times)
+                mended = await ddump.ended()
+            async with run(net.client, folders[1], "--timeout", "1s", *asked) as ddump:
+                await ddump.until(packets // 2)
+                second.process.kill()
+                cut = await ddump.ended()
+    assert mended.code == 0, mended.said
+    stamps = [stamp for stamp, _, _ in mended.records]
+    assert stamps == sorted(stamps)
+    assert counted(mended.records) == counted(*map(read, paths))
+    told = mended.target("h1")
+    assert [outage["filled"] for outage in told["outages"]] == [True, True]
+    assert told["late"] == told["refilled"] == mended.target("h2")["late"] == 0
+    assert cut.code == 4, cut.said
+    assert cut.target("h1")["packets"] == packets
+    assert cut.target("h2")["packets"] < packets
+    assert "ended before" in cut.target("h2")["error"]
+
+
 async def test_what_a_broken_network_costs_is_told(tmp_path):
     """A worker without a ring; one that is killed, and comes back with the same ring."""
     packets = PACE * 4

@@ -223,11 +223,32 @@ class TestWindow:
         begin = writer.now_ns
         await writer.write()
         await writer.drop(7)
-        assert open_pull(writer, since_ns=begin).dropped == 7
+        for bounds, dropped in (({"since_ns": begin}, 7), ({}, 12)):
+            opened = open_pull(writer, **bounds)
+            await pulled(opened)
+            assert opened.dropped == dropped
+
+    async def test_drops_are_told_as_far_as_all_is_promised(self, writer, open_pull):
+        """So who asks for the rest from there on is told of the rest."""
+        for count in (5, 7, 9):
+            await writer.fill(2)
+            await writer.drop(count)
+        await writer.write()
         opened = open_pull(writer)
-        assert opened.dropped == 12
-        await pulled(opened)
-        assert opened.dropped == 12
+        told = {}
+
+        class Often(Heartbeat):
+            def block(self, now):
+                told[self.promised_ns] = opened.dropped
+                return b""
+
+        often = Often(started_ns=0, promised_ns=0, tally=lambda: None)
+        await opened.deliver(Client().send, heartbeat=often)
+        for promised_ns, dropped in told.items():
+            rest = open_pull(writer, since_ns=promised_ns)
+            await pulled(rest)
+            assert dropped + rest.dropped == opened.dropped == 21
+        assert len(set(told.values())) > 2
 
     async def test_duration_ends_it_before_its_end(self, writer, open_pull):
         await writer.fill(3)
@@ -817,7 +838,7 @@ class TestFollow:
             await writer.write()
             await client.has(18)
             await wait_until(lambda: len(opened._held) == 1)
-            assert opened.dropped == 7
+            await wait_until(lambda: opened.dropped == 7)
 
     async def test_duration_cuts_nothing_of_the_past(self, writer, open_pull):
         records = await writer.fill(3)
@@ -849,7 +870,6 @@ class TestFollow:
         ):
             opened = open_pull(writer, since_ns=since_ns, until_ns=until_ns)
             assert first in opened._held.values()
-            assert opened.skipped == skipped
             await pulled(opened)
             assert opened.skipped == skipped
 
@@ -860,12 +880,19 @@ class TestFollow:
         (segment,) = writer.ring.segments()
         lost_ns = records[-1].timestamp_ns + 1
         segment.losses.add(5, since_ns=lost_ns, until_ns=lost_ns)
-        assert open_pull(writer, follow=True).skipped == 5
-        again = open_pull(writer, since_ns=lost_ns + 1, follow=True)
-        assert again.skipped == 0
-        # Of what is lost from then on it is told.
-        segment.losses.add(3, since_ns=lost_ns + 2, until_ns=lost_ns + 9)
-        assert again.skipped == 3
+        opened = open_pull(writer, follow=True)
+        async with self.following(opened, Client()):
+            await writer.flush(lost_ns + 1)
+            await wait_until(lambda: opened.skipped == 5)
+        again = open_pull(writer, since_ns=opened.position_ns, follow=True)
+        async with self.following(again, Client()):
+            # Of what is lost from then on it is told, once all before is promised.
+            segment.losses.add(3, since_ns=lost_ns + 2, until_ns=lost_ns + 9)
+            await writer.flush(lost_ns + 9)
+            await wait_until(lambda: again.position_ns == lost_ns + 9)
+            assert again.skipped == 0
+            await writer.flush(lost_ns + 10)
+            await wait_until(lambda: again.skipped == 3)
 
     async def test_cancelling_in_a_slice_leaves_all_whole(self, writer, open_pull):
         await writer.fill(3)

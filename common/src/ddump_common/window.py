@@ -115,6 +115,13 @@ class WindowReport:
         """Whether all of the window is covered."""
         return not self.gaps and not self.omitted
 
+    def lacks_more_than(self, other: WindowReport) -> bool:
+        """Whether it is not certain that all it does not cover ``other`` does not either."""
+        return self.omitted > 0 or not all(
+            any(known.intersection(gap) == gap for known in other.gaps)
+            for gap in self.gaps
+        )
+
     @classmethod
     def of(cls, window: Interval, coverage: Iterable[Interval]) -> WindowReport:
         """Return what a ring that covers ``coverage`` has of ``window``."""

@@ -288,8 +288,8 @@ _CONNECTION_OPTIONS = _options(
     "--reconnect/--no-reconnect",
     default=True,
     show_default=True,
-    help="Go on with a live target that broke, and fill the gap from its ring if that "
-    "still has it.",
+    help="Go on with a target that broke, and have its ring bring what is missing if "
+    "that still has it.",
 )
 @click.option(
     "--fail-fast",

@@ -11,8 +11,6 @@ from .books import Books
 from .window import told_gaps
 
 if TYPE_CHECKING:
-    from ddump_common.note import StreamNote
-
     from .inlet import Inlet
     from .lane import Lane
     from .losses import Losses
@@ -66,16 +64,15 @@ class Ledger:
             logger.error("%s: %s", lane.name, told)
             self._inlet.lose(lane, told)
 
-    def check(self, note: StreamNote, *, present_ns: int, recorded: bool) -> None:
+    def check(self, *, counted_ns: int, exact: bool) -> None:
         """See what a heartbeat, which was entered, says.
 
-        The worker's clock shows ``present_ns`` at most. What was ``recorded`` was
-        dropped by a recorder's capture, which is asked now and then.
+        Its drops are of before ``counted_ns``, by the worker's clock; ``exact`` is
+        whether they are all of those.
         """
         lane, books = self._lane, self.books
-        counted_ns = present_ns if note.counted_ns is None else note.counted_ns
         self._note_drops(books.current.dropped or 0, counted_ns)
-        self._counted_ns = 0 if recorded or note.counted_ns is None else counted_ns
+        self._counted_ns = counted_ns if exact else 0
         lane.losses = losses = self._losses()
         if losses.missing and not self._said_missing:
             self._said_missing = True

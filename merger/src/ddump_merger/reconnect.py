@@ -3,16 +3,18 @@
 A worker's ring has what its stream would have brought meanwhile. It is asked for all
 since the last promise; what had come of that already is known by the tail of the stream
 and left out, packet by packet. So both edges join, and a broken network costs nothing.
+Nobody waits for who is away, but the past of others for a past: it is as good later.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-from ddump_common.api import Link, RingQuery
+from ddump_common.api import Link
 from ddump_common.errors import BrokenStreamError, RefusedError, UnreachableError
 from ddump_common.units import MILLISECONDS, SECONDS
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ._merge import Seam
     from .inlet import Inlet
     from .lane import Lane
+    from .resume import Position
     from .skew import Skew
     from .source import Source
     from .stretch import Stretch
@@ -95,6 +98,8 @@ class Reconnect:
         self._loop = asyncio.get_running_loop()
         self._opened = 0.0
         self._adopted_by: float | None = None
+        self._broke_at: tuple[int, int] | None = None
+        self._patience_ends = 0.0
         self._ring_fails = False
 
     def _is_possible(self, target: HttpTarget) -> bool:
@@ -103,8 +108,8 @@ class Reconnect:
         return (
             config.reconnect
             and not config.fail_fast
-            and (target.live or target.follows)
             and self._lane.has_header
+            and (source.trusted or target.live or target.follows)
             and (source.trusted or not source.bounded)
         )
 
@@ -139,7 +144,8 @@ class Reconnect:
     async def go_on(self, reason: BrokenStreamError) -> bool:
         """Try until the lane has a stream again; return whether there is one to come.
 
-        Cancelling it leaves the lane without one. What broke was read to its end.
+        A window is given up when nothing has come of it for ``--timeout``. Cancelling it
+        leaves the lane without a stream. What broke was read to its end.
 
         Raises:
             PeerError: it refuses for good, or ``reason``: it is not to be tried again.
@@ -156,11 +162,40 @@ class Reconnect:
         self._inlet.wake.set()
         self._adopted_by = None
         seam = await stretch.seam()
-        asked_ns = 0
+        if not lane.live:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._deadline(stretch.position(seam))):
+                    return await self._try_on(peer, target, seam, reason)
+            if not lane.follows:
+                raise reason
+            stretch.suspend()
+        return await self._try_on(peer, target, seam, reason)
+
+    def _deadline(self, position: Position) -> float:
+        """Return until when a break at ``position`` is waited for.
+
+        One where the last had been is the same.
+        """
+        at = position.since_ns, position.packets
+        if at != self._broke_at:
+            self._broke_at = at
+            self._patience_ends = (
+                self._loop.time() + self._inlet.config.timeout_ns / SECONDS
+            )
+        return self._patience_ends
+
+    async def _try_on(
+        self,
+        peer: Peer,
+        target: HttpTarget,
+        seam: Seam | None,
+        reason: BrokenStreamError,
+    ) -> bool:
+        lane, asked_ns = self._lane, 0
         while True:
             await asyncio.sleep(self._backoff.next_ns(asked_ns=asked_ns) / SECONDS)
             try:
-                return await self._try(peer, target, seam)
+                return await self._try(peer, target, seam, reason)
             except UnreachableError as exc:
                 logger.info("%s: %s", lane.name, exc)
                 asked_ns = 0
@@ -185,14 +220,21 @@ class Reconnect:
 
         Then its ring is not asked again: the target itself may be as good as ever.
         """
-        source = self._lane.source
-        asked = source.target.query if isinstance(source.target, HttpTarget) else None
-        if self._lane.follows or not isinstance(asked, RingQuery):
+        first, asked = self._target, self._lane.source.target
+        if first is None or not first.live:
+            return None
+        if not isinstance(asked, HttpTarget) or asked.live:
             return None
         self._ring_fails = True
         return BrokenStreamError(f"its ring: {error}")
 
-    async def _try(self, peer: Peer, target: HttpTarget, seam: Seam | None) -> bool:
+    async def _try(
+        self,
+        peer: Peer,
+        target: HttpTarget,
+        seam: Seam | None,
+        reason: BrokenStreamError,
+    ) -> bool:
         lane, stretch = self._lane, self._stretch
         asks = lane.trusted and not self._ring_fails
         ring = await self._ring(peer) if asks else None
@@ -209,6 +251,8 @@ class Reconnect:
                 self._begin()
                 stretch.refill()
                 return True
+        if not (target.live or target.follows):
+            raise reason
         position = stretch.position(None)
         asked = started_anew(target, position, now_ns=stretch.present_ns())
         if asked is None:

@@ -1,8 +1,8 @@
 """Going on after a break: what a target is asked for then. Pure.
 
 Of a worker that keeps a ring all is asked for that came since its last promise, and what
-comes from then on. Of any other, what comes from now on, as it was asked before. Limits
-go on from where they were.
+comes from then on: of a window, what is left of it. Of any other, what comes from now on,
+as it was asked before. Limits go on from where they were.
 """
 
 from __future__ import annotations
@@ -41,9 +41,14 @@ def keeps(ring: RingNote | None, query: CaptureQuery) -> bool:
     """Return whether a ring has all that a stream would have brought, while it lasts.
 
     And as it would have: SLL has no interface, SLL2 no VLAN tag, so that what comes of
-    one as the other is not what had come already.
+    one as the other is not what had come already. Of what came out of the ring itself
+    that holds whatever it keeps.
     """
-    if ring is None or not ring.recording or ring.partial or ring.link != query.link:
+    if ring is None:
+        return False
+    if isinstance(query, RingQuery):
+        return ring.recording or not query.follow
+    if not ring.recording or ring.partial or ring.link != query.link:
         return False
     return not query.interfaces or query.link is Link.SLL2  # which has the interface
 

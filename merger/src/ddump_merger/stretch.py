@@ -10,9 +10,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from ddump_common.api import HEARTBEAT_NS
+from ddump_common.api import HEARTBEAT_NS, RingQuery
 from ddump_common.errors import FormatError
 from ddump_common.units import SECONDS, format_duration
+from ddump_common.window import WindowReport
 
 from ._merge import Seam
 from .config import ClockMode
@@ -41,6 +42,9 @@ logger = logging.getLogger(__name__)
 # can show: an answer from the network may say anything.
 _MAX_SHIFT_NS = 1 << 62
 _LATEST_NS = 1 << 62
+_EARLIEST_NS = 1
+
+_WHOLE = WindowReport(covered=None)
 
 
 class Stretch:
@@ -118,23 +122,36 @@ class Stretch:
         self.doubtful = self._lags = False
         if not self.opened_ns:
             self.opened_ns = self.present_ns()
-            self._since_ns = self.opened_ns - HEARTBEAT_NS
+            self._since_ns = self._asked_from_ns()
         self._heartbeats = None
         if lane.trusted:
             self._merge.trust(lane.index)
-            if self._keeps_tails:
+            if self._inlet.config.reconnect:
                 self.tails.append(Tail(self._inlet.config.buffer_bytes))
             self._heartbeats = Heartbeats(
                 self._merge, lane.index, books=self.ledger.books, tails=self.tails
             )
 
+    def _asked_from_ns(self) -> int:
+        """Return from when on the lane's packets are asked for."""
+        asked = self._recorded
+        if asked is not None:
+            return asked.since_ns or _EARLIEST_NS
+        return self.opened_ns - HEARTBEAT_NS
+
+    def _asked_until_ns(self) -> int:
+        """Return the present, or where what is asked for ends before it."""
+        asked, present_ns = self._recorded, self.present_ns()
+        if asked is None or asked.until_ns is None:
+            return present_ns
+        return min(present_ns, asked.until_ns)
+
     @property
-    def _keeps_tails(self) -> bool:
-        """Whether it may be gone on with out of a ring."""
-        target = self._lane.target
-        return self._inlet.config.reconnect and (
-            isinstance(target, HttpTarget) and (target.live or target.follows)
-        )
+    def _recorded(self) -> RingQuery | None:
+        """What a ring was asked for that the stream comes out of, if it does."""
+        target = self._lane.source.target
+        query = target.query if isinstance(target, HttpTarget) else None
+        return query if isinstance(query, RingQuery) else None
 
     def receive_data(self, data: bytes, *, seconds: float) -> None:
         """See what is told by bytes that the merge was given."""
@@ -149,7 +166,7 @@ class Stretch:
             self._see_whether_back()
 
     def stop(self, reason: BrokenStreamError) -> None:
-        """End the stream: it broke. The merge does not wait for the lane any more."""
+        """End the stream: it broke. If the lane is live, the merge waits for it no more."""
         index = self._lane.index
         _, _, newest_ns = self._merge.progress(index)
         if self._lane.trusted and self.promised_ns is not None:
@@ -158,9 +175,15 @@ class Stretch:
         elif not self._lane.trusted and newest_ns >= 0:
             self._since_ns = newest_ns
         self.ledger.close()
-        self._merge.suspend(index)
-        self.suspended = True
+        if self._lane.live:
+            self.suspend()
         self.outages.begin(begin_ns=self._since_ns, reason=f"{reason}")
+
+    def suspend(self) -> None:
+        """Have the merge not wait for the lane until it is where the others are."""
+        self._merge.suspend(self._lane.index)
+        self.suspended = True
+        self._inlet.wake.set()
 
     async def seam(self) -> Seam | None:
         """Return what has come already of what a ring will be asked for.
@@ -228,20 +251,26 @@ class Stretch:
         since_ns = min(self._asked_since_ns, self.present_ns())
         self._merge.reopen(lane.index, since_ns=since_ns, seam=seam)
         self._merge.limit(
-            lane.index, self._inlet.config.buffer_bytes, live=not self.follows
+            lane.index,
+            self._inlet.config.buffer_bytes,
+            live=lane.live and not self.follows,
         )
 
     def refill(self) -> None:
         """Say that the stream, which has begun, brings what came during the outage."""
-        source, index = self._lane.source, self._lane.index
-        now_ns = self.present_ns()
-        self._merge.refill(index, now_ns)
-        window = source.window
-        complete = source.trusted and window is not None and window.complete
+        lane, source = self._lane, self._lane.source
+        window, known = source.window, lane.window or _WHOLE
+        whole = window is not None and not window.lacks_more_than(known)
+        complete = source.trusted and whole
         certain = self.ledger.refilled(since_ns=self._asked_since_ns)
-        self.outages.refill(end_ns=now_ns, exact=self._exact and complete and certain)
+        end_ns = self._asked_until_ns()
+        if complete and not lane.live:
+            # The past has not moved: what is later than all that had come is no refill.
+            end_ns = 1 + max(each.newest_ns for each in self.tails)
+        self._merge.refill(lane.index, end_ns if lane.live else self._asked_since_ns)
+        self.outages.refill(end_ns=end_ns, exact=self._exact and complete and certain)
         if not source.trusted:
-            self.outages.settle(end_ns=now_ns, filled=False)
+            self.outages.settle(end_ns=end_ns, filled=False)
 
     def lose(self) -> None:
         """Say that the stream, which has begun, brings nothing of the outage."""
@@ -257,7 +286,7 @@ class Stretch:
 
     def over(self, *, filled: bool) -> None:
         """Say that nothing more is to come; ``filled`` is whether nothing was to."""
-        self.outages.settle(end_ns=self.present_ns(), filled=filled)
+        self.outages.settle(end_ns=self._asked_until_ns(), filled=filled)
 
     def finish(self) -> None:
         """End the stream: it ended as it should."""
@@ -304,12 +333,15 @@ class Stretch:
 
     def _learn(self, last: Heartbeat) -> None:
         """See what a new heartbeat says."""
-        error_ns = 0 if self._lane.skew is None else self._lane.skew.error_ns
-        self.ledger.check(
-            last.note,
-            present_ns=self.present_ns() + error_ns,
-            recorded=self.follows,
-        )
+        counted_ns = last.note.counted_ns
+        exact = counted_ns is not None
+        if self._recorded:
+            # Of a ring is told what is before the promise, and no more.
+            counted_ns, exact = last.promised_ns, True
+        elif counted_ns is None:
+            error_ns = 0 if self._lane.skew is None else self._lane.skew.error_ns
+            counted_ns = self.present_ns() + error_ns
+        self.ledger.check(counted_ns=counted_ns, exact=exact)
         while len(self.tails) > 1 and self.tails[0].empty:
             del self.tails[0]
         if not self.outages.open:
@@ -359,14 +391,13 @@ class Stretch:
         if self._early(heartbeats):
             self._distrust("its heartbeats promise what is yet to come")
         elif lag := heartbeats.lag(late_ns=self.behind_ns, seconds=0.0):
-            self._lags = self.suspended = True
-            self._merge.suspend(lane.index)
+            self._lags = True
             logger.warning(
                 "%s: %s; nobody waits for it until they are in time again",
                 lane.name,
                 lag,
             )
-            self._inlet.wake.set()
+            self.suspend()
 
     def _early(self, heartbeats: Heartbeats) -> bool:
         skew = self._lane.skew

@@ -64,6 +64,17 @@ class Drops:
             if mark.until_ns >= since_ns and mark.since_ns < until_ns
         )
 
+    def before(self, since_ns: int, moment_ns: int) -> int:
+        """Return how many of those from ``since_ns`` on were lost before ``moment_ns``.
+
+        The others are those ``within`` what begins then: none is in both.
+        """
+        return sum(
+            mark.packets
+            for mark in self._marks
+            if since_ns <= mark.until_ns < moment_ns
+        )
+
 
 def _join(*marks: Mark) -> Mark:
     return Mark(

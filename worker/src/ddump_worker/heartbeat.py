@@ -63,10 +63,10 @@ class Heartbeat:
         self.promised_ns = max(self.promised_ns, time_ns)
 
     def block(self, now: float) -> bytes:
-        """Return the block that is due, all that it counts having been sent."""
+        """Return a block that is due, or comes early; all that it counts was sent."""
         # From when it was due, so that what delays one does not delay all; but those
         # that were missed are not made up for.
-        self.due = max(self.due + _SECONDS, now)
+        self.due = max(min(self.due, now) + _SECONDS, now)
         if self.due <= now:
             self.due = now + _SECONDS
         return self._block()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from ddump_common.api import RingQuery
 
+    from .drops import Drops
     from .ring import Pins, Ring
     from .segment import Segment
 
@@ -94,6 +95,7 @@ class Pull(Source):
     ) -> None:
         super().__init__(query, started_ns=time.time_ns(), promised_ns=bounds.since_ns)
         self._gone = 0
+        self._ended = False
         self.position_ns: int | None = None
         self._follows = query.follow
         self._ring = ring
@@ -146,16 +148,24 @@ class Pull(Source):
     def skipped(self) -> int:
         """How many packets are missing: gone, unreadable, or never taken by the disk.
 
-        Of the last, how many at most were in the window, as far as it is read.
+        Of the last, how many at most were in the window, as far as it is promised.
         """
-        lost = sum(each.losses.within(*self._bounds) for each in self._held.values())
+        lost = sum(self._count(each.losses) for each in self._held.values())
         return self._cutter.skipped + self._gone + self._passed_lost + lost
 
     @property
     def dropped(self) -> int:
-        """How many packets at most the kernel dropped in the window, as far as it is read."""
-        held = sum(each.drops.within(*self._bounds) for each in self._held.values())
+        """How many packets at most the kernel dropped in the window, as far as it is promised.
+
+        So whoever asks for the rest from there on is told of the others.
+        """
+        held = sum(self._count(each.drops) for each in self._held.values())
         return self._passed_drops + held
+
+    def _count(self, drops: Drops) -> int:
+        if self._ended:
+            return drops.within(*self._bounds)
+        return drops.before(self._bounds.since_ns, self.position_ns or 0)
 
     def refresh(self) -> None:
         """Do nothing: the counters come with the slices."""
@@ -204,7 +214,9 @@ class Pull(Source):
         self._executor.submit(self._pins.pop(segment.number).release, segment)
 
     async def _deliver(self, send: Callable[[bytes], Awaitable[None]]) -> EndReason:
-        return await self._deliver_window(send) or await self._deliver_later(send)
+        reason = await self._deliver_window(send) or await self._deliver_later(send)
+        self._ended = True
+        return reason
 
     async def _deliver_window(
         self, send: Callable[[bytes], Awaitable[None]]
@@ -222,7 +234,8 @@ class Pull(Source):
                 return self._limit()
             if self._cutter.exhausted:
                 return None if self._follows else EndReason.COMPLETE
-            await self._beat(send)
+            # Time is no measure of the past: who breaks off here goes on from here.
+            await self._beat(send, at_once=bool(data))
         return EndReason.DURATION
 
     async def _deliver_later(

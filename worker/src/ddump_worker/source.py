@@ -116,8 +116,10 @@ class Source(abc.ABC):
         """When the next heartbeat is, by the loop's clock."""
         return math.inf if self._heartbeat is None else self._heartbeat.due
 
-    async def _beat(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send the heartbeat, if it is due; all that was read has to be sent."""
+    async def _beat(
+        self, send: Callable[[bytes], Awaitable[None]], *, at_once: bool = False
+    ) -> None:
+        """Send the heartbeat, if it is due or ``at_once``; all that was read has to be sent."""
         now = self._loop.time()
-        if self._heartbeat is not None and self._heartbeat.due <= now:
+        if self._heartbeat is not None and (at_once or self._heartbeat.due <= now):
             await send(self._heartbeat.block(now))
