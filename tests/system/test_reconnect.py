@@ -260,7 +260,7 @@ async def test_a_window_goes_on_where_it_broke(tmp_path):
 
 async def test_what_a_broken_network_costs_is_told(tmp_path):
     """A worker without a ring; one that is killed, and comes back with the same ring."""
-    packets = PACE * 4
+    broken, after = PACE * 3, PACE
     with network(2, prefix="ddump-gap") as net:
         async with contextlib.AsyncExitStack() as stack:
             feeders = [stack.enter_context(net.feed(number)) for number in (1, 2)]
@@ -276,12 +276,16 @@ async def test_what_a_broken_network_costs_is_told(tmp_path):
             await streaming(net.client, [bare.url, first.url])
             paths = [tmp_path / f"{name}.pcap" for name in ("bare", "restarted")]
             async with contextlib.AsyncExitStack() as recorders:
-                for host, path in zip(net.hosts, paths, strict=True):
-                    await recorders.enter_async_context(tcpdump(host, path, packets))
+                for host, path, more in zip(
+                    net.hosts, paths, (after, 2 * after), strict=True
+                ):
+                    await recorders.enter_async_context(
+                        tcpdump(host, path, broken + more)
+                    )
                 async with asyncio.TaskGroup() as tasks:
                     for feeder, host in zip(feeders, net.hosts, strict=True):
                         tasks.create_task(
-                            generate(net, feeder, host, packets, pace=PACE)
+                            generate(net, feeder, host, broken, pace=PACE)
                         )
                     await ddump.until(PACE)
                     net.hosts[0].kill_connections(8475)
@@ -290,7 +294,11 @@ async def test_what_a_broken_network_costs_is_told(tmp_path):
                     second = await stack.enter_async_context(
                         worker(net.hosts[1], *options)
                     )
+                    # However long that took, there is what only its ring has.
+                    await generate(net, feeders[1], net.hosts[1], after, pace=PACE)
                     await streaming(net.client, [bare.url, second.url])
+                for feeder, host in zip(feeders, net.hosts, strict=True):
+                    await generate(net, feeder, host, after, pace=PACE)
             last = {max(records)[0] for records in map(read, paths)}
             await wait_until(lambda: last <= {each[0] for each in ddump.records})
             ended = await ddump.interrupted()
