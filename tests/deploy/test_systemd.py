@@ -1,8 +1,8 @@
 """The fleet of ``deploy/README.rst``: its own lines, on hosts that a real systemd runs.
 
 Not run are the two lines that make and pack the programs: each machine has that of this
-checkout, as if it came from these wheels. ``ssh`` is a shell on the machine that it names;
-all else is the real thing.
+checkout, as if it came from these wheels. What ``ssh`` reaches there is dropbear, which,
+unlike OpenSSH's, can be installed without being started; all else is the real thing.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ UNIT = "ddump-worker.service"
 DAYS = 24 * 3600 * SECONDS
 ONLY_NET_RAW = f"{1 << 13:016x}"
 NOTHING = f"{0:016x}"
-_SSH = """#!/bin/sh
-host=${1#root@}
-shift
-exec nsenter --target "$(cat "$(dirname "$0")/$host.pid")" --all --root --wd \\
-    env -i PATH=/opt/python/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c "$*"
+# What is run on a machine has its python, which may be none of Debian's.
+_SERVE = """
+dropbearkey -t ed25519 -f /root/host.key >/dev/null
+systemd-run --quiet --property=Type=forking dropbear -s -r /root/host.key \\
+    -c 'PATH=/opt/python/bin:$PATH; eval "$SSH_ORIGINAL_COMMAND"'
 """
 _WHEEL = "ddump_worker-0-py3-none-any.whl"
 # Of the program that each machine has; and of one that is not whole.
@@ -127,24 +127,48 @@ def lay_program(machine: Machine) -> None:
     )  # fmt: skip
 
 
+def write_ssh(folder: Path) -> str:
+    """Put an ``ssh`` with a key of its own into ``folder``; return who that lets in."""
+    key = folder / "ssh.key"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True
+    )
+    (folder / "ssh_config").write_text(
+        f"IdentityFile {key}\nUserKnownHostsFile {folder}/known_hosts\n"
+        "StrictHostKeyChecking accept-new\n"
+    )
+    ssh = folder / "ssh"
+    ssh.write_text(
+        f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n'
+    )
+    ssh.chmod(0o755)
+    return key.with_suffix(".key.pub").read_text()
+
+
+def serve_ssh(machine: Machine, who: str) -> None:
+    """Let who has that key be root there, from now on."""
+    home = machine.path("/root/.ssh")
+    home.mkdir(mode=0o700, exist_ok=True)
+    (home / "authorized_keys").write_text(who)
+    machine.run("sh", "-ec", _SERVE)
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fleet")
     with network(2, prefix="fleet") as net, contextlib.ExitStack() as stack:
         addresses = {"web1": net.hosts[0].address, "db1": net.hosts[1].address}
-        machines = []
+        machines, who = [], write_ssh(folder)
         for name, host in zip(addresses, net.hosts, strict=True):
             running = stack.enter_context(
                 machine(name, host, addresses=addresses, folder=folder)
             )
-            (folder / f"{name}.pid").write_text(str(running.pid))
+            serve_ssh(running, who)
             drop_in = running.path(f"/etc/systemd/system/{UNIT}.d/test.conf")
             drop_in.parent.mkdir()
             drop_in.write_text(_DROP_IN)
             lay_program(running)
             machines.append(running)
-        (folder / "ssh").write_text(_SSH)
-        (folder / "ssh").chmod(0o755)
         (folder / "wheels").mkdir()
         (folder / "wheels" / _WHEEL).write_bytes(_THERE)
         (folder / "deploy").symlink_to(CHECKOUT / "deploy")
@@ -477,7 +501,6 @@ def test_a_push_does_what_can_be_done_and_names_the_rest(fleet, web1):
     (servers / "over.pem").write_bytes(over.certificate_pem)
     (servers / "over.key").write_bytes(over.key_pem)
     fleet.run("ddump pki server gone && ddump pki revoke gone")
-    (fleet.folder / "WEB1.pid").write_text(str(web1.pid))
     fleet.run(
         "ddump pki server swapped && cd ddump-pki/servers && cp over.key swapped.key"
     )
