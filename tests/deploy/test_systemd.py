@@ -557,6 +557,9 @@ def test_a_program_is_replaced_by_one_that_is_whole(fleet, web1):
     try:
         wheel.write_bytes(_BROKEN)
         assert "web1: failed" in fleet.run("deploy/push web1", code=1)
+        assert {each.name for each in programs.iterdir()} == {
+            "current", folder_of(_THERE),
+        }  # fmt: skip
         assert (programs / "current").readlink().name == folder_of(_THERE)
         assert main_pid(web1) == before
         web1.run("/opt/ddump/current/bin/ddump-worker", "--version")
