@@ -369,6 +369,17 @@ def test_a_new_certificate_is_shown_after_a_push(fleet, web1):
     assert main_pid(web1) == pid
 
 
+def test_a_push_without_wheels_leaves_the_program_as_it_is(fleet, web1):
+    pid, wheels = main_pid(web1), fleet.folder / "wheels"
+    aside = wheels.rename(fleet.folder / "aside")
+    try:
+        said = fleet.run("deploy/push web1")
+    finally:
+        aside.rename(wheels)
+    assert said == "ok\nweb1: its worker takes requests\n"
+    assert main_pid(web1) == pid
+
+
 def test_a_push_that_is_refused_leaves_all_in_force(fleet, web1):
     fleet.run("deploy/push web1")
     before, there = shown_by(fleet), pushed(web1)
