@@ -119,6 +119,8 @@ class Pull(Source):
         )
         self._pins: dict[int, Pins] = {}
         self._held: dict[int, Segment] = {}
+        # Those of them that something is missing from, or may be.
+        self._lossy: dict[int, Segment] = {}
         self._passed_drops = 0
         self._passed_lost = 0
         # In this order: what is flushed by then is in what is looked at.
@@ -150,7 +152,7 @@ class Pull(Source):
 
         Of the last, how many at most were in the window, as far as it is promised.
         """
-        lost = sum(self._count(each.losses) for each in self._held.values())
+        lost = sum(self._count(each.losses) for each in self._lossy.values())
         return self._cutter.skipped + self._gone + self._passed_lost + lost
 
     @property
@@ -159,7 +161,7 @@ class Pull(Source):
 
         So whoever asks for the rest from there on is told of the others.
         """
-        held = sum(self._count(each.drops) for each in self._held.values())
+        held = sum(self._count(each.drops) for each in self._lossy.values())
         return self._passed_drops + held
 
     def _count(self, drops: Drops) -> int:
@@ -204,6 +206,8 @@ class Pull(Source):
         pins = self._ring.pin(held)
         for each in held:
             self._held[each.number] = each
+            if not each.closed or each.drops.total or each.losses.total:
+                self._lossy[each.number] = each
             self._pins[each.number] = pins
 
     def _let_go(self, segment: Segment) -> None:
@@ -211,6 +215,7 @@ class Pull(Source):
         self._passed_drops += segment.drops.within(*self._bounds)
         self._passed_lost += segment.losses.within(*self._bounds)
         del self._held[segment.number]
+        self._lossy.pop(segment.number, None)
         self._executor.submit(self._pins.pop(segment.number).release, segment)
 
     async def _deliver(self, send: Callable[[bytes], Awaitable[None]]) -> EndReason:
