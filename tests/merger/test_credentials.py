@@ -94,6 +94,13 @@ def test_a_user_without_a_password():
         Keyring.open(user="bob").authorization("h")
 
 
+def test_a_password_behind_a_user_is_not_quoted():
+    with pytest.raises(UsageError, match="cannot hold a colon") as caught:
+        Keyring.open(user="bob:topsecret").authorization("h")
+    assert "topsecret" not in str(caught.value)
+    assert "DDUMP_PASSWORD" in str(caught.value)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
 @pytest.mark.parametrize("option", ["password_file", "token_file"])
 def test_a_file_that_others_can_use(secret, mode, option):

@@ -19,6 +19,8 @@ from ddump_common.errors import UsageError
 
 __all__ = ["Authorization", "Keyring"]
 
+_SOURCES = "give it by DDUMP_PASSWORD, --password-file or netrc"
+
 # A secret is a line of text; a file that goes on for longer is something else.
 _MAX_SECRET_BYTES = 64 * 1024
 
@@ -42,8 +44,7 @@ class Authorization:
             UsageError: the user holds a colon, which would begin the password.
 
         """
-        if ":" in user:
-            raise UsageError("a user's name cannot hold a colon")
+        _check_user(user)
         pair = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
         return cls(header=f"Basic {pair}")
 
@@ -114,10 +115,8 @@ class Keyring:
             return Authorization.basic(*entry)
         if login is None:
             return None
-        raise UsageError(
-            f"no password for the user {login!r}",
-            hint="give it by DDUMP_PASSWORD, --password-file or netrc",
-        )
+        _check_user(login)  # what is behind a colon may be a password: it is not quoted
+        raise UsageError(f"no password for the user {login!r}", hint=_SOURCES)
 
     def _netrc_entry(self, host: str) -> tuple[str, str] | None:
         if self.netrc_path is None:
@@ -135,6 +134,13 @@ class Keyring:
         if not private:
             raise _not_private(self.netrc_path)
         return entry[0], entry[2]
+
+
+def _check_user(user: str) -> None:
+    if ":" in user:
+        raise UsageError(
+            "a user's name cannot hold a colon", hint=f"is there a password? {_SOURCES}"
+        )
 
 
 def _netrc_path() -> Path | None:
