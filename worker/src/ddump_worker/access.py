@@ -20,7 +20,7 @@ from ddump_common.note import EndReason
 from ddump_common.units import format_duration, parse_duration, parse_size
 
 from .denial import ForbiddenError, UnauthorizedError
-from .identity import Identity, IdentityKind
+from .identity import Identity, IdentityKind, is_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -242,6 +242,12 @@ def _check_pattern(pattern: str) -> None:
         raise UsageError(
             f"identity: {pattern!r} is none",
             hint="for example cert:CN=alice, user:alice, token:*, or anonymous",
+        )
+    if kind == IdentityKind.CERT and name != _ANY_NAME and not is_subject(name):
+        # Nobody would be known by it: a rule that is to keep somebody out would not.
+        raise UsageError(
+            f"identity: {pattern!r} is no subject as RFC 4514 writes it",
+            hint="for example cert:CN=alice,O=Team; the log has it of who was here",
         )
 
 

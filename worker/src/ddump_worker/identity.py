@@ -8,6 +8,7 @@ part of the identity, and ``str`` shows it: ``cert:CN=alice``, ``user:alice``,
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,17 @@ __all__ = [
     "Identity",
     "IdentityKind",
     "host_of",
+    "is_subject",
     "peer_address",
 ]
+
+
+# As cryptography writes names: types by RFC 4514, 3, or as numbers; in a value with a
+# backslash what means something, and a space at an end.
+_TYPE = r"(?:CN|L|ST|O|OU|C|STREET|DC|UID|[0-9]+(?:\.[0-9]+)+)"
+_CHARACTER = r"""(?:[^\\",+;<>\0 ]|\\(?:[\\",+;<># ]|00))"""
+_ATTRIBUTE = f"{_TYPE}=(?:{_CHARACTER}(?: *{_CHARACTER})*)?"
+_SUBJECT = re.compile(f"{_ATTRIBUTE}(?:[,+]{_ATTRIBUTE})*")
 
 
 class IdentityKind(enum.StrEnum):
@@ -47,6 +57,14 @@ class Identity:
 
 
 ANONYMOUS = Identity(kind=IdentityKind.ANONYMOUS)
+
+
+def is_subject(text: str) -> bool:
+    """Return whether a certificate's subject, as an ``Identity`` has it, may be ``text``.
+
+    There are other ways to write one, by which nobody is ever known.
+    """
+    return _SUBJECT.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
