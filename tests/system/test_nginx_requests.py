@@ -259,6 +259,31 @@ def test_a_user_that_comes_with_a_certificate_is_not_believed(place, mine, witne
         check_identity(place, mine, witness.fields, "certificate")
 
 
+@pytest.fixture
+def namesakes(place):
+    """Users with the same password, whose names differ by spaces alone."""
+    users = place.folder / "etc/ddump/users"
+    before = users.read_text()
+    name, colon, password = before.splitlines()[0].partition(":")
+    assert name == place.user
+    made = [f" {name}", f"{name} ", f"{name}\t", " "]
+    users.write_text(before + "".join(f"{e}{colon}{password}\n" for e in made))
+    try:
+        yield made
+    finally:
+        users.write_text(before)
+
+
+def test_a_user_is_not_one_who_differs_by_a_space(place, witness, namesakes):
+    for user in namesakes:
+        head = (
+            f"GET {witness.prefix}/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+            f"Authorization: Basic {basic(user, place.password)}\r\n\r\n"
+        )
+        assert asked(place, None, head.encode()) == 204
+        assert USER_HEADER.lower() not in witness.fields
+
+
 def test_a_field_at_the_end_of_a_body_is_none(place, mine, witness):
     head = (
         f"POST {witness.prefix}/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
