@@ -40,6 +40,11 @@ def test_many_names_are_cut(authority):
     assert shown.told_names.endswith("web6, web7, …")
 
 
+def test_an_address_in_the_place_of_a_name(authority):
+    der = authority.server("web1", "10-0-0-1").der.replace(b"10-0-0-1", b"10.0.0.1")
+    assert Certificate.parse(der).told_names == "web1, 10.0.0.1 as a DNS name"
+
+
 def test_what_is_none(tmp_path, authority):
     with pytest.raises(UsageError, match=r"cannot read .*none: No such file"):
         Certificate.read(tmp_path / "none")

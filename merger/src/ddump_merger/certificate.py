@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -62,7 +63,7 @@ class Certificate:
             alternatives = found.extensions.get_extension_for_class(
                 x509.SubjectAlternativeName
             ).value
-            names += alternatives.get_values_for_type(x509.DNSName)
+            names += map(_dns_name, alternatives.get_values_for_type(x509.DNSName))
             names += map(str, alternatives.get_values_for_type(x509.IPAddress))
         return cls(
             subject=_name(found.subject.rfc4514_string()),
@@ -96,6 +97,15 @@ class Certificate:
         if len(self.names) > _MOST_NAMES:
             shown.append("…")
         return ", ".join(shown) or "nobody"
+
+
+def _dns_name(name: str) -> str:
+    """Return what is told of a DNS name; one like an address is for no address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name
+    return f"{name} as a DNS name"
 
 
 def _name(text: str) -> str:
