@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -55,6 +56,13 @@ async def test_what_it_wrote_and_how_it_ended(threads, started):
     assert outcome == (3, b"abab\n", b"no")
     # Starting one takes time, which is not the loop's.
     assert threading.current_thread() not in started.threads
+
+
+async def test_it_gives_way_and_is_not_interrupted_from_a_terminal(threads):
+    """Niceness counts among the processes of one session alone (sched(7))."""
+    code = "import os; print(os.getsid(0), os.getpgid(0) == os.getpid())"
+    outcome = await Helper((sys.executable, "-c", code), b"").run(threads)
+    assert outcome.answer.decode().split() == [str(os.getsid(0)), "True"]
 
 
 async def test_none_can_be_started(threads):

@@ -67,7 +67,10 @@ class Helper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for the worker
+            # A terminal's Ctrl-C is for the worker. But no session of its own: to such
+            # the kernel gives as much as to all of the worker, whatever its niceness is
+            # (sched(7), the autogroup feature).
+            process_group=0,
         ) as process:
             self._process = process
             if self._cancelled.is_set():  # while it started
