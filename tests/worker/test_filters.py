@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ddump_common.errors import CaptureError, FilterError
 from ddump_common.pcap import LinkType
 from ddump_worker import filters
 from ddump_worker._pcap import compile_filter
+from ddump_worker.compiler import NICENESS
 from ddump_worker.filters import BusyError, FilterCompiler
 from ddump_worker.program import chain, cook
 from support.workers import wait_until
@@ -42,6 +44,20 @@ def compiled(*expressions: str, link_type: int = 113) -> bytes:
 
 def program(*expressions: str) -> bytes:
     return cook(compiled(*expressions), link_type=113, snaplen=100)
+
+
+def test_a_helper_gives_way_before_it_imports(tmp_path):
+    package = tmp_path / "ddump_worker"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "compiler.py").write_text("import os; print(os.nice(0)); main = int")
+    done = subprocess.run(
+        [sys.executable, *filters._COMMAND],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert int(done.stdout) == min(os.nice(0) + NICENESS, 19)
 
 
 async def test_a_filter_is_joined_with_all_exclusions():

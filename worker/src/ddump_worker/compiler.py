@@ -13,7 +13,6 @@ It imports nothing that takes long: every capture waits for it to start.
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import socket
@@ -33,6 +32,7 @@ __all__ = [
     "COMPILED",
     "CPU_SECONDS",
     "EXCLUSIONS_REFUSED",
+    "NICENESS",
     "REFUSED",
     "SEPARATOR",
     "STORED",
@@ -50,7 +50,8 @@ STORED = "stored"
 CPU_SECONDS = 2
 WALL_SECONDS = 5
 _MAX_MEMORY = 512 << 20
-_NICENESS = 10
+NICENESS = 10
+"""By how much it gives way to what captures; whoever starts it sets that first."""
 
 
 _REFUSALS = (FilterError, UnsupportedLoadError, MemoryError)
@@ -62,8 +63,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Capturing goes first. And should the worker die, this process does not stay.
-    os.nice(_NICENESS)
+    # Should the worker die, this process does not stay.
     signal.alarm(WALL_SECONDS + 1)
 
 

@@ -15,7 +15,14 @@ from weakref import WeakValueDictionary
 from ddump_common.errors import CaptureError, FilterError
 from ddump_common.text import printable
 
-from .compiler import COMPILED, EXCLUSIONS_REFUSED, SEPARATOR, STORED, WALL_SECONDS
+from .compiler import (
+    COMPILED,
+    EXCLUSIONS_REFUSED,
+    NICENESS,
+    SEPARATOR,
+    STORED,
+    WALL_SECONDS,
+)
 from .helper import Helper
 from .programs import Programs, Source
 
@@ -35,7 +42,11 @@ QUEUE_SECONDS = 2.0
 """Of ``WALL_SECONDS``; the rest is more than a helper may compute."""
 
 # -P: nothing is imported from the directory that the worker happens to run in.
-_COMMAND = ("-P", "-c", "from ddump_worker.compiler import main; main()")
+# Capturing goes first, before its imports too: many that begin at once take long.
+_COMMAND = (
+    *("-P", "-c"),
+    f"import os; os.nice({NICENESS}); from ddump_worker.compiler import main; main()",
+)
 _TOO_SLOW = "the filter takes too long to compile"
 _COOKED_HINT = (
     "this worker captures the device any, cooked: what needs a link-layer header, such "
