@@ -308,6 +308,48 @@ class TestWarnings:
         assert f"{authority.crl} has no list of CN=other" in said
 
 
+class TestSetbacks:
+    """What a list that is read again may not lose in silence."""
+
+    def test_an_older_list_that_revokes_less(self, options, authority):
+        before = authority.crl.read_bytes()
+        authority.revoke(authority.client("alice"), authority.client("bob"))
+        trust = read(options)
+        assert not list(read(options).setbacks(trust))
+        authority.crl.write_bytes(before)
+        (said,) = read(options).setbacks(trust)
+        assert "no newer list of CN=authority" in said
+        assert "fewer are revoked: 2" in said
+        assert not list(trust.setbacks(read(options)))
+
+    def test_no_list_at_all(self, options, authority):
+        authority.revoke(authority.client("alice"))
+        trust = read(options)
+        (said,) = read(options, tls_crl=None).setbacks(trust)
+        assert "fewer are revoked: 1" in said
+
+    def test_a_newer_list_may_leave_out(self, options, authority):
+        authority.revoke(authority.client("alice"))
+        trust = read(options)
+        later = datetime.now(UTC) + timedelta(days=2)
+        authority.crl.write_bytes(renewed_until(authority, later))
+        assert not list(read(options).setbacks(trust))
+
+
+@pytest.mark.process
+async def test_an_older_list_is_in_the_log_at_a_reload(authority):
+    pair = authority.server("127.0.0.1")
+    before = authority.crl.read_bytes()
+    authority.revoke(authority.client("alice"))
+    async with worker(
+        "--tls-cert", str(pair.cert), "--tls-key", str(pair.key),
+        "--tls-client-ca", str(authority.cert), "--tls-crl", str(authority.crl),
+    ) as running:  # fmt: skip
+        authority.crl.write_bytes(before)
+        await running.hang_up()
+        assert running.text.count("fewer are revoked: 1") == 1
+
+
 @pytest.mark.process
 async def test_warnings_are_in_the_log_at_the_start_and_at_a_reload(authority):
     pair = authority.server("127.0.0.1", made=EXPIRED)

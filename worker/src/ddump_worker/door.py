@@ -91,6 +91,8 @@ class Door:
         """
         trust = await _read(self._config)
         names = ServedNames.of((*self._own_names, *trust.names))
+        for each in trust.setbacks(self._trust):
+            _log.warning("%s", each)
         self._trust, self._names = trust, names
 
     @property

@@ -31,7 +31,7 @@ from .private import check_unread_by_others
 from .tokens import Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ddump_common.tls import ServerContext
@@ -51,14 +51,16 @@ class Trust:
 
     ``context`` is ``None`` where the worker does not serve by TLS; ``names`` are those
     of its own certificate; ``grounds`` what clients' certificates must come from, and
-    the lists of what is ``revoked``: pairs of an issuer and a serial number. ``warnings``
-    are what may be used, and is hardly meant.
+    the lists of what is ``revoked``: pairs of an issuer and a serial number. ``listed``
+    is when the newest list of each issuer was made. ``warnings`` are what may be used,
+    and is hardly meant.
     """
 
     context: ServerContext | None = field(default=None, repr=False)
     names: tuple[str, ...] = ()
     grounds: Grounds = field(default_factory=Grounds, repr=False)
     revoked: frozenset[tuple[x509.Name, int]] = field(default=frozenset(), repr=False)
+    listed: Mapping[x509.Name, datetime] = field(default_factory=dict, repr=False)
     tokens: Tokens = field(default_factory=Tokens)
     warnings: tuple[str, ...] = ()
 
@@ -99,6 +101,10 @@ class Trust:
             revoked=frozenset(
                 (each.issuer, entry.serial_number) for each in lists for entry in each
             ),
+            listed={
+                each.issuer: each.last_update_utc
+                for each in sorted(lists, key=lambda each: each.last_update_utc)
+            },
             tokens=(
                 Tokens()
                 if config.token_file is None
@@ -110,6 +116,20 @@ class Trust:
                 *warnings_of_lists(lists, config.tls_crl, authorities),
             ),
         )
+
+    def setbacks(self, before: Trust) -> Iterator[str]:
+        """Say which lists are no newer than those of ``before``, and revoke less.
+
+        One that is newer may leave out what has expired.
+        """
+        gone = before.revoked - self.revoked
+        for issuer, made in before.listed.items():
+            missing = sum(by == issuer for by, _ in gone)
+            if missing and (issuer not in self.listed or self.listed[issuer] <= made):
+                yield (
+                    f"there is no newer list of {told(issuer)} than the one before, and "
+                    f"fewer are revoked: {missing} may come again"
+                )
 
     def doubt(self, certificate: x509.Certificate, verified: Grounds) -> str:
         """Return why a client's certificate, once verified, does not hold; or nothing.
