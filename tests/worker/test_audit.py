@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from ddump_common.answers import Problem
-from ddump_common.api import CaptureQuery, RingQuery
+from ddump_common.api import HEALTH_PATH, CaptureQuery, RingQuery
 from ddump_worker.audit import Entry, ended_by
 from ddump_worker.identity import Identity, IdentityKind
 from ddump_worker.streams import Stream, Streams
@@ -193,6 +193,33 @@ async def test_what_is_no_http_cannot_fill_the_log_and_is_counted():
         assert b"ddump_worker_malformed_requests_total 40.0\n" in answer
         await wait_until(lambda: len(requests(running)) == 31)
     assert [each["status"] for each in requests(running)] == [400] * 30 + [200]
+
+
+@pytest.mark.live
+@pytest.mark.process
+async def test_strangers_cannot_fill_the_log(tmp_path):
+    """Of whom somebody knows each request is told, beside however many others."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"alice:{CREDENTIAL}\n")
+    tokens.chmod(0o600)
+    options = ("--token-file", str(tokens), "--log-format", "json")
+    async with worker(*options, anonymous=False) as running:
+
+        def get(path: str, *fields: str) -> bytes:
+            lines = (f"GET {path} HTTP/1.1", "Host: localhost", *fields, "", "")
+            return "\r\n".join(lines).encode()
+
+        last = get("/capture", "Connection: close")
+        answered = 0
+        while answered <= 620:
+            strange = (get("/capture") + get(HEALTH_PATH)) * 50 + last
+            answered += (await raw(running, strange)).count(b"HTTP/1.1 ")
+        shown = f"Authorization: Bearer {CREDENTIAL}"
+        await raw(running, get("/metrics", "Connection: close", shown))
+        await wait_until(lambda: requests(running)[-1]["identity"] == "token:alice")
+    *strangers, known = (each["identity"] for each in requests(running))
+    assert (len(strangers), set(strangers)) == (600, {None, "anonymous"})
+    assert known == "token:alice"
 
 
 @pytest.mark.live

@@ -80,7 +80,7 @@ async def _begin_answer(request: web.Request, response: web.StreamResponse) -> N
         # Refused for what it expects, which comes before all else.
         entry = _entry(request)
         entry.status, entry.ended = response.status, "refused"
-        entry.log()
+        _log_request(request, entry)
     entry.status = response.status
 
 
@@ -103,8 +103,13 @@ async def _admit(request: web.Request, handler: Handler) -> web.StreamResponse:
             entry.ended = handlers.cut_by(request)
         raise
     finally:
-        entry.log()
+        _log_request(request, entry)
     return response
+
+
+def _log_request(request: web.Request, entry: Entry) -> None:
+    if request.app[CORE].door.keeps(entry):
+        entry.log()
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -78,6 +78,8 @@ _PATIENCE_SECONDS = 2.0  # in all, from when it was accepted
 _MAX_LINE = 3 * MAX_FILTER_BYTES + MAX_INTERFACES * 56 + 1024
 _MAX_FIELD = 8190
 _WRITE_BUFFER = 65536
+# Of what was no request, lines in the log a minute.
+_MAX_REPORTS = 30
 
 # linux/tcp.h, struct tcp_info: tcpi_retransmits, tcpi_probes; tcpi_unacked;
 # tcpi_last_ack_recv in ms; tcpi_notsent_bytes (Linux 4.6).
@@ -143,7 +145,7 @@ class Connections:
         self.evicted = 0
         self.failed_handshakes = 0
         self.malformed_requests = 0
-        self.reports = Reports()
+        self.reports = Reports(most=_MAX_REPORTS)
         self._vanished_ms = vanished_ms
         self._open: dict[Connection, None] = {}
         self._hosts: defaultdict[str, dict[Connection, None]] = defaultdict(dict)

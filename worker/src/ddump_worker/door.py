@@ -33,6 +33,7 @@ from .denial import UnauthorizedError
 from .destination import ServedNames, check_origin, single_host
 from .identity import ANONYMOUS, Client, Identity, IdentityKind, peer_address
 from .proxied import Proxied
+from .reports import Reports
 from .tokens import digest
 from .trust import Trust
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from ddump_common.tls import ServerContext
 
+    from .audit import Entry
     from .config import Config
 
 __all__ = ["CLIENT", "Door"]
@@ -51,6 +53,8 @@ CLIENT = web.RequestKey("CLIENT", Client)
 """Who makes a request: there from the moment that it was admitted."""
 
 _OPEN = frozenset({HEALTH_PATH, OPENAPI_PATH})
+# Of requests that anybody can make, lines in the log a minute.
+_MAX_REPORTS = 600
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
@@ -68,6 +72,7 @@ class Door:
         )
         self._trust = trust
         self._names = ServedNames.of((*self._own_names, *trust.names))
+        self._reports = Reports(most=_MAX_REPORTS)
 
     @classmethod
     async def open(cls, config: Config) -> Self:
@@ -109,6 +114,16 @@ class Door:
             return False
         certificate = client.certificate
         return certificate is None or not self._trust.doubt(certificate, client.grounds)
+
+    def keeps(self, entry: Entry) -> bool:
+        """Return whether a request is told of in the log: all are of whom somebody knows.
+
+        Others can fill no disk with it; how many were left out is told before the next.
+        """
+        client = entry.client
+        if client is not None and entry.path not in _OPEN:
+            return True
+        return self._reports.allow()
 
     def address_of(self, request: web.BaseRequest) -> str:
         """Return where a request comes from, also of one that is not admitted.

@@ -9,14 +9,14 @@ __all__ = ["Reports"]
 
 _log = logging.getLogger(__name__)
 
-_MAX_REPORTS = 30
 _REPORTS_SECONDS = 60
 
 
 class Reports:
-    """A bound on what is logged of those whom nobody knows."""
+    """A bound on what is logged of those whom nobody knows: ``most`` lines a minute."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int) -> None:
+        self._most = most
         self._omitted = 0
         self._since = 0.0
         self._said = 0
@@ -26,7 +26,7 @@ class Reports:
         now = asyncio.get_running_loop().time()
         if now - self._since >= _REPORTS_SECONDS:
             self._since, self._said = now, 0
-        if self._said >= _MAX_REPORTS:
+        if self._said >= self._most:
             self._omitted += 1
             return False
         self._said += 1
