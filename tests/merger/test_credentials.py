@@ -113,7 +113,12 @@ def test_a_file_that_others_can_use(secret, mode, option):
 
 @pytest.mark.parametrize("option", ["password_file", "token_file"])
 @pytest.mark.parametrize(
-    ("content", "complaint"), [("\nx", "an empty line"), (b"\xff", "not text in UTF-8")]
+    ("content", "complaint"),
+    [
+        ("\nx", "an empty line"),
+        (b"\xff", "not text in UTF-8"),
+        ("x" * 70_000, "too long for a secret"),
+    ],
 )
 def test_a_file_that_holds_no_secret(secret, option, content, complaint):
     with pytest.raises(UsageError, match=complaint):

@@ -279,6 +279,36 @@ def test_a_file_of_targets(tmp_path):
     ]
 
 
+def test_a_file_of_targets_with_a_password_is_for_its_owner_alone(tmp_path):
+    path = tmp_path / "prod.targets"
+    path.write_text("http://a:b\nweb1=http://alice@h#:@\n")
+    path.chmod(0o644)
+    assert len(read_targets_file(path)) == 2
+    path.write_text("http://a\nweb1=http://alice:s3cret@h\n")
+    with pytest.raises(UsageError, match="can be read by others") as caught:
+        read_targets_file(path)
+    assert "s3cret" not in str(caught.value)
+    path.chmod(0o600)
+    assert len(read_targets_file(path)) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["alice:s3cret@web1", "//alice:s3cret@web1", r"https:\\alice:s3cret@web1"]
+)
+def test_a_login_without_its_scheme_is_no_file_s_name(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no such file") as caught:
+        parse_target(text)
+    assert "s3cret" not in str(caught.value)
+    assert "***@web1" in str(caught.value)
+
+
+def test_a_file_s_name_may_look_like_a_login(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "14:03@web1.pcap").touch()
+    assert parse_target("14:03@web1.pcap").path == "14:03@web1.pcap"
+
+
 def test_a_file_of_targets_that_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         read_targets_file(tmp_path / "none")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ddump_common.errors import UsageError
 
-__all__ = ["Authorization", "Keyring"]
+__all__ = ["Authorization", "Keyring", "is_open_to_others", "not_private"]
 
 _SOURCES = "give it by DDUMP_PASSWORD, --password-file or netrc"
 
@@ -132,7 +132,7 @@ class Keyring:
         if entry is None:
             return None
         if not private:
-            raise _not_private(self.netrc_path)
+            raise not_private(self.netrc_path)
         return entry[0], entry[2]
 
 
@@ -159,19 +159,27 @@ def _read_secret(path: Path) -> str:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            data = file.read(_MAX_SECRET_BYTES)
+            data = file.read(_MAX_SECRET_BYTES + 1)
         text = data.decode()
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(f"cannot read {path}: {_reason(exc)}") from None
-    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-        raise _not_private(path)
+    if is_open_to_others(status):
+        raise not_private(path)
     secret = text.partition("\n")[0].rstrip("\r")
+    if len(secret) > _MAX_SECRET_BYTES:
+        raise UsageError(f"{path} begins with a line that is too long for a secret")
     if not secret:
         raise UsageError(f"{path} begins with an empty line")
     return secret
 
 
-def _not_private(path: Path) -> UsageError:
+def is_open_to_others(status: os.stat_result) -> bool:
+    """Return whether a file of this status may be read, or changed, by more than its owner."""
+    return stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o077)
+
+
+def not_private(path: Path) -> UsageError:
+    """Return why a file with a secret is not used that is open to others."""
     return UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
 
 

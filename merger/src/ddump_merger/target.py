@@ -16,6 +16,7 @@ Credentials leave the URL here and are never shown again.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import time
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ from ddump_common.errors import ParameterError, UsageError
 from ddump_common.text import printable
 from ddump_common.units import format_duration
 
+from .credentials import is_open_to_others, not_private
 from .window import WINDOW_NAMES, parse_window
 
 if TYPE_CHECKING:
@@ -66,6 +68,9 @@ _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
 _COMMENT = re.compile(r"(?:^|\s)#.*")
 # A URL that went wrong, with whatever stands before it: it may hold a password.
 _LIKE_URL = re.compile(r"(?:[^/]*=)?[A-Za-z][A-Za-z0-9+.-]*:/")
+# A URL without its beginning, maybe: what stands before the @ may be a password.
+_LIKE_LOGIN = re.compile(r".*:.*@", re.DOTALL)
+_PASSWORD = re.compile(r"://[^/@]*:[^/]*@")
 
 # Forty thousand targets; whoever has more means another file.
 _MAX_FILE_BYTES = 4 << 20
@@ -205,6 +210,12 @@ def _parse_file(text: str, options: QueryOptions) -> FileTarget:
     if _LIKE_URL.match(text):
         raise UsageError(
             f"{redacted(text)}: not a URL of a worker",
+            hint="[LABEL=]http://HOST or https://HOST",
+        )
+    if _LIKE_LOGIN.match(text) and not os.path.lexists(text):
+        raise UsageError(
+            f"***@{printable(text.rpartition('@')[2], limit=200)}: no such file, and not a "
+            "URL of a worker",
             hint="[LABEL=]http://HOST or https://HOST",
         )
     if options.window:
@@ -358,11 +369,13 @@ def read_targets_file(path: Path) -> list[tuple[str, str]]:
     ``where`` is the file and the line, for messages.
 
     Raises:
-        UsageError: the file cannot be read, or is not a list of targets.
+        UsageError: the file cannot be read, or is not a list of targets; or it has a
+            password, and others can read it.
 
     """
     try:
         with path.open("rb") as file:
+            status = os.fstat(file.fileno())
             data = file.read(_MAX_FILE_BYTES + 1)
         text = data.decode("utf-8-sig")  # some editors begin a file with a mark
     except OSError as exc:
@@ -372,4 +385,6 @@ def read_targets_file(path: Path) -> list[tuple[str, str]]:
     if len(data) > _MAX_FILE_BYTES:
         raise UsageError(f"{path} is too long for a list of targets")
     lines = [_COMMENT.sub("", line).strip() for line in text.split("\n")]
+    if is_open_to_others(status) and any(map(_PASSWORD.search, lines)):
+        raise not_private(path)
     return [(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line]
