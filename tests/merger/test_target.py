@@ -36,7 +36,7 @@ from ddump_merger.target import (
         ("http://web1/a#b", "web1", "http://web1:8475/a%23b"),
         ("http://[::1]", "::1", "http://[::1]:8475/capture"),
         ("http://[::1]:80/x", "::1", "http://[::1]:80/x"),
-        ("http://[fe80::1%25eth0]", "fe80::1%eth0", "http://[fe80::1%25eth0]:8475/capture"),
+        ("http://[fe80::1%25eth0]", "fe80::1%eth0", "http://[fe80::1%eth0]:8475/capture"),
         ("http://10.0.0.1", "10.0.0.1", "http://10.0.0.1:8475/capture"),
         ("http://my_host.", "my_host.", "http://my_host.:8475/capture"),
         ("http://bücher.example", "xn--bcher-kva.example",

@@ -9,6 +9,7 @@ import contextlib
 import pytest
 
 from support import traffic
+from support.certificates import Authority
 from support.namespaces import network
 from support.relay import relay
 from support.runs import generate, run, streaming, worker
@@ -105,3 +106,29 @@ async def test_all_of_it_comes_in_order(tmp_path, ring):
     stamps = [stamp for stamp, _, _ in ended.records]
     assert len(stamps) == SECONDS * sum(RATES.values())
     assert stamps == sorted(stamps)
+
+
+async def test_a_link_local_address_has_a_zone(tmp_path):
+    """It is for this end alone: the other one's names, and its certificate, have none."""
+    authority = Authority(tmp_path)
+    pair = authority.server("fe80::1")
+    with network(1, prefix="ddump-zone") as net:
+        (host,) = net.hosts
+        host.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=0",
+                 "net.ipv6.conf.lo.disable_ipv6=0")  # fmt: skip
+        host.run("ip", "-6", "address", "add", "fe80::1/64", "dev", "lo", "nodad")
+        listen = ["[::]:8475"]
+        for scheme, serving in (
+            ("http", []),
+            ("https", ["--tls-cert", pair.cert, "--tls-key", pair.key]),
+        ):
+            folder = tmp_path / scheme
+            folder.mkdir()
+            async with (
+                worker(host, *serving, listen=listen),
+                run(host, folder, "--ca", authority.cert, "--duration", "10ms",
+                    f"near={scheme}://[fe80::1%25lo]") as ddump,
+            ):  # fmt: skip
+                ended = await ddump.ended()
+            assert ended.code == 0, ended.said
+            assert ended.target("near")["outcome"] == "complete"

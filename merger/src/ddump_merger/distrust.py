@@ -58,7 +58,7 @@ async def presented(target: HttpTarget) -> Certificate | None:
             addresses = await Resolver().resolve(target.host, target.port)
             transport, _ = await loop.create_connection(
                 asyncio.Protocol, addresses[0]["host"], target.port,
-                ssl=context, server_hostname=target.host,
+                ssl=context, server_hostname=target.address,
             )  # fmt: skip
             try:
                 shown = transport.get_extra_info("ssl_object")

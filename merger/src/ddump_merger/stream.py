@@ -322,6 +322,10 @@ async def _get(
 ) -> aiohttp.ClientResponse:
     """Return a response with status 200, its body unread."""
     headers = {"Accept": accept}
+    server_name = None
+    if target.address != target.host:  # RFC 6874, section 4
+        headers["Host"] = f"[{target.address}]:{target.port}"
+        server_name = target.address
     if target.authorization is not None:
         headers["Authorization"] = target.authorization.header
     with map_exceptions(target, timeout_ns=timeout_ns, own=_own(session)):
@@ -332,6 +336,7 @@ async def _get(
                     URL(url, encoded=True),
                     headers=headers,
                     allow_redirects=False,
+                    server_hostname=server_name,
                     trace_request_ctx=stopwatch,
                 )
             except aiohttp.ClientConnectorCertificateError as exc:
@@ -353,7 +358,7 @@ async def _untrusted(
     if not isinstance(error, ssl.SSLCertVerificationError):
         return UntrustedError(one_line(str(error)))  # as older libraries check names
     reason, hint = why_not_trusted(
-        error, target.host, await presented(target), now_ns=time.time_ns()
+        error, target.address, await presented(target), now_ns=time.time_ns()
     )
     return UntrustedError(reason, hint=hint)
 

@@ -132,8 +132,13 @@ class HttpTarget:
     @property
     def origin(self) -> str:
         """The URL as far as the path, without credentials."""
-        host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
+        host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """What its server calls itself: the host without its zone, which is ours."""
+        return self.host.partition("%")[0]
 
     @property
     def exposed(self) -> bool:
