@@ -164,6 +164,19 @@ def test_a_window_goes_on_with_what_is_left_of_it():
     assert resumed(whole, position(), now_ns=NOW) is None
 
 
+@pytest.mark.parametrize("end", ["", "&until=1700000060"])
+def test_a_window_is_never_followed_that_was_not(end):
+    """It ended when it was opened, or ends in what is still to come."""
+    begin = OPENED - 60 * SECOND
+    asked = resumed(
+        target(f"since={begin // SECOND}{end}", "/ring"),
+        position(since_ns=begin + SECOND),
+        now_ns=NOW,
+    )
+    assert not asked.query.follow
+    assert asked.query.until_ns == OPENED + (60 * SECOND if end else 0)
+
+
 def test_without_a_ring_it_goes_on_from_now():
     asked = started_anew(
         target("filter=tcp&packets=100&bytes=9000&duration=60s"),

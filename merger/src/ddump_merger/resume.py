@@ -68,6 +68,7 @@ def resumed(
         return None
     if until_ns is not None and until_ns <= position.since_ns:
         return None
+    goes_on = not isinstance(query, RingQuery) or query.follow
     asked = RingQuery(
         filter=query.filter,
         interfaces=query.interfaces,
@@ -79,7 +80,7 @@ def resumed(
         precision=query.precision,
         since_ns=position.since_ns,
         until_ns=until_ns,
-        follow=until_ns is None or until_ns > now_ns,
+        follow=goes_on and (until_ns is None or until_ns > now_ns),
     )
     return target.at(RING_PATH, asked)
 
@@ -135,6 +136,9 @@ def _until_ns(query: CaptureQuery, position: Position) -> int | None:
     ends = []
     if query.duration_ns is not None:
         ends.append(position.opened_ns + query.duration_ns)
-    if isinstance(query, RingQuery) and query.until_ns is not None:
-        ends.append(query.until_ns)
+    if isinstance(query, RingQuery):
+        if query.until_ns is not None:
+            ends.append(query.until_ns)
+        elif not query.follow:
+            ends.append(position.opened_ns)  # which was the present
     return min(ends, default=None)
