@@ -198,14 +198,21 @@ async def test_who_may_look_into_the_ring_needs_no_other_permission(
 
 
 async def test_a_window_goes_on_where_it_broke(tmp_path):
-    """One breaks twice, the past of the other waits for it; then its worker is gone."""
+    """One breaks twice, the past of the other waits for it; then its worker is gone.
+
+    Who may look into the past needs no other permission for that.
+    """
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[[access]]\nidentity = ['anonymous']\nallow = ['window']\n")
     packets, pace = 16_000, 16_000
     with network(2, prefix="ddump-past") as net:
         async with contextlib.AsyncExitStack() as stack:
             feeders = [stack.enter_context(net.feed(number)) for number in (1, 2)]
             first, second = [
                 await stack.enter_async_context(
-                    worker(host, *ring(tmp_path, host.address), **given)
+                    worker(
+                        host, *ring(tmp_path, host.address), "--config", rules, **given
+                    )
                 )
                 for host, given in zip(
                     net.hosts, ({}, {"exit_code": -signal.SIGKILL}), strict=True

@@ -71,14 +71,16 @@ async def fetch_ring(
 ) -> RingNote | None:
     """Return what a worker's ring keeps; ``None`` when it does not tell.
 
-    Who may follow the ring may ask for that.
+    Who may follow the ring may ask for that; who asked for a window need not be allowed to
+    follow it.
 
     Raises:
-        PeerError: the ring cannot be followed, and why.
+        PeerError: the ring cannot be had so, and why.
 
     """
+    follow = target.live or target.follows
     value = await fetch_field(
-        target.at(RING_PATH, RingQuery(follow=True)),
+        target.at(RING_PATH, RingQuery(follow=follow)),
         session,
         RING_HEADER,
         timeout_ns=timeout_ns,
