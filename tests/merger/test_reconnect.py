@@ -1203,6 +1203,24 @@ async def test_who_is_not_waited_for_any_more_still_follows(build):
     assert told_outage(run).filled
 
 
+BUSY = RefusedError("all 64 windows are in use", status=503)
+
+
+@pytest.mark.parametrize("follow", ["", "&follow=1"])
+@pytest.mark.parametrize(
+    ("rings", "refusals"), [([BUSY, BUSY, RING], []), ([RING], [Script(opening=BUSY)])]
+)
+async def test_a_window_waits_for_a_place(build, follow, rings, refusals):
+    """Its worker may not have noticed yet that the one before is gone."""
+    rest = refill(ended=EndReason.COMPLETE)
+    peer = {"rings": list(rings), "streams": [*refusals, rest]}
+    words = [f"http://h0?since=1700000000{follow}"]
+    run = build(broken(), words=words, peers={0: peer})
+    assert parse_pcap(await run.to_the_end()) == RECORDS
+    assert told_outage(run).filled
+    assert not run.lanes[0].incomplete
+
+
 @pytest.mark.parametrize(
     "peer",
     [

@@ -313,10 +313,11 @@ class Reconnect:
     def _do_without(self, exc: RefusedError) -> None:
         """Say that the stream goes on without the ring; raise what passes.
 
-        A worker that is busy with other windows is not waited for, and asked again after
-        the next break.
+        A worker that is busy with other windows is not waited for by who came for none,
+        and asked again after the next break.
         """
-        busy = exc.status == HTTPStatus.SERVICE_UNAVAILABLE
+        live = self._target is not None and self._target.live
+        busy = live and exc.status == HTTPStatus.SERVICE_UNAVAILABLE
         if _passes(exc) and not busy:
             raise exc
         logger.warning("%s: its ring: %s", self._lane.name, exc)
