@@ -1577,22 +1577,33 @@ async def test_without_it_the_first_loss_ends_nothing(build):
 # --- Memory ---
 
 
-async def test_a_target_that_breaks_again_and_again_keeps_no_more(build):
-    """Each stream brings the same packets, and is cut before its first promise."""
+@pytest.mark.parametrize("new", [0, 1])
+async def test_a_target_that_breaks_again_and_again_keeps_no_more(build, new):
+    """Each stream brings the same packets, and is cut before its first promise.
 
-    def flapping():
-        beats = Beats(START)
+    Where it brings ``new`` ones as well, what is too much is forgotten, and that is said.
+    """
+    limit, waits = 20_000, asyncio.Event()
+
+    def flapping(number, *steps):
+        beats, brought = Beats(START), RECORDS[: 50 + new * number]
         return Script(
-            [beats.header + beats.heartbeat(START), beats.packets(*RECORDS), CUT],
+            [beats.header + beats.heartbeat(START), beats.packets(*brought), *steps, CUT],
             trusted=True, window=WHOLE,
         )  # fmt: skip
 
-    streams = [flapping() for _ in range(100)]
+    streams = [flapping(number) for number in range(1, 50)]
+    last = flapping(50, waits)
     run = build(
-        flapping(), buffer_bytes=50_000,
-        peers={0: {"rings": [RING], "streams": [*streams, refill(RECORDS)]}},
+        flapping(0), buffer_bytes=limit,
+        peers={0: {"rings": [RING], "streams": [*streams, last, refill(RECORDS)]}},
     )  # fmt: skip
-    found = parse_pcap(await run.to_the_end())
-    assert found == RECORDS
-    kept = run.fanin._readers[0]._stretch.tails
-    assert sum(map(len, kept)) <= 50_000 + 10_000
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.to_the_end())
+        await until(lambda: len(run.peers[0].asked) == 50)
+        kept = run.fanin._readers[0]._stretch.tails
+        assert sum(map(len, kept)) <= limit + 10_000
+        waits.set()
+    if not new:
+        assert parse_pcap(running.result()) == RECORDS
+    assert told_outage(run).filled is not bool(new)

@@ -79,6 +79,8 @@ class Stretch:
         self._exact = True
         # How many are to have been joined after the last refill.
         self._joined = 0
+        # How many had come when the stream began that is read now.
+        self._known_packets = 0
         self._said_skew = False
 
     @property
@@ -124,6 +126,7 @@ class Stretch:
             self.opened_ns = self.present_ns()
             self._since_ns = self._asked_from_ns()
         self._heartbeats = None
+        self._known_packets, _ = self._merge.received(lane.index)
         if lane.trusted:
             self._merge.trust(lane.index)
             if self._inlet.config.reconnect:
@@ -175,6 +178,10 @@ class Stretch:
         elif not self._lane.trusted and newest_ns >= 0:
             self._since_ns = newest_ns
         self.ledger.close()
+        packets, _ = self._merge.received(index)
+        kept = self._heartbeats is not None and len(self.tails) > 1
+        if kept and packets == self._known_packets:
+            del self.tails[-1]  # what it has is in the others
         if self._lane.live:
             self.suspend()
         self.outages.begin(begin_ns=self._since_ns, reason=f"{reason}")
@@ -185,6 +192,10 @@ class Stretch:
         self.suspended = True
         self._inlet.wake.set()
 
+    @property
+    def _keeps_too_much(self) -> bool:
+        return sum(map(len, self.tails)) > self._inlet.config.buffer_bytes
+
     async def seam(self) -> Seam | None:
         """Return what has come already of what a ring will be asked for.
 
@@ -193,6 +204,10 @@ class Stretch:
         """
         since_ns = max(self._since_ns, *(each.since_ns for each in self.tails), 0)
         self._exact = all(each.exact for each in self.tails)
+        while len(self.tails) > 1 and self._keeps_too_much:
+            newest_ns = self.tails.pop(0).newest_ns
+            if newest_ns >= since_ns:
+                since_ns, self._exact = newest_ns + 1, False
         self._asked_since_ns = since_ns
         seam = Seam(since_ns)
         try:
