@@ -164,17 +164,30 @@ def test_a_window_goes_on_with_what_is_left_of_it():
     assert resumed(whole, position(), now_ns=NOW) is None
 
 
-@pytest.mark.parametrize("end", ["", "&until=1700000060"])
-def test_a_window_is_never_followed_that_was_not(end):
+@pytest.mark.parametrize("until_ns", [None, OPENED + 60 * SECOND])
+def test_a_window_is_never_followed_that_was_not(until_ns):
     """It ended when it was opened, or ends in what is still to come."""
     begin = OPENED - 60 * SECOND
+    query = RingQuery(since_ns=begin, until_ns=until_ns)
     asked = resumed(
-        target(f"since={begin // SECOND}{end}", "/ring"),
-        position(since_ns=begin + SECOND),
-        now_ns=NOW,
+        target().at("/ring", query), position(since_ns=begin + SECOND), now_ns=NOW
     )
     assert not asked.query.follow
-    assert asked.query.until_ns == OPENED + (60 * SECOND if end else 0)
+    assert asked.query.until_ns == (OPENED if until_ns is None else until_ns)
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(20, 5), (15, None)])
+def test_a_window_takes_no_longer_than_it_was_asked_to(seconds, left):
+    asked = resumed(
+        target(f"since=1700000000&until=1700000012&duration={seconds}", "/ring"),
+        position(),
+        now_ns=NOW,
+    )
+    if left is None:
+        assert asked is None
+    else:
+        assert asked.query.duration_ns == left * SECOND
+        assert asked.query.until_ns == OPENED + 12 * SECOND
 
 
 def test_without_a_ring_it_goes_on_from_now():

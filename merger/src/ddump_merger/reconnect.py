@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ddump_common.api import Link
 from ddump_common.errors import BrokenStreamError, RefusedError, UnreachableError
-from ddump_common.units import MILLISECONDS, SECONDS
+from ddump_common.units import MILLISECONDS, SECONDS, format_duration
 
 from .backoff import Backoff
 from .lane import LaneState
@@ -167,7 +167,11 @@ class Reconnect:
                 async with asyncio.timeout_at(self._deadline(stretch.position(seam))):
                     return await self._try_on(peer, target, seam, reason)
             if not lane.follows:
-                raise reason
+                patience = format_duration(self._inlet.config.timeout_ns)
+                raise BrokenStreamError(
+                    f"{reason.message}, and did not come back within {patience}",
+                    hint="see --timeout",
+                ) from reason
             stretch.suspend()
         return await self._try_on(peer, target, seam, reason)
 

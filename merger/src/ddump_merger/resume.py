@@ -69,12 +69,18 @@ def resumed(
     if until_ns is not None and until_ns <= position.since_ns:
         return None
     goes_on = not isinstance(query, RingQuery) or query.follow
+    duration_ns = None
+    if not goes_on and query.duration_ns is not None:
+        duration_ns = position.opened_ns + query.duration_ns - now_ns
+        if duration_ns <= 0:
+            return None
     asked = RingQuery(
         filter=query.filter,
         interfaces=query.interfaces,
         snaplen=query.snaplen,
         packets=packets,
         bytes=octets,
+        duration_ns=duration_ns,
         idle_ns=query.idle_ns,
         link=query.link,
         precision=query.precision,
@@ -133,12 +139,11 @@ def _left(limit: int | None, come: int, *, again: int) -> int | None:
 
 def _until_ns(query: CaptureQuery, position: Position) -> int | None:
     """Return when the stream ends that was asked for at first."""
-    ends = []
+    until_ns = query.until_ns if isinstance(query, RingQuery) else None
+    if isinstance(query, RingQuery) and not query.follow:
+        # Without an end it ended in the present. How long it takes is another limit.
+        return position.opened_ns if until_ns is None else until_ns
+    ends = [] if until_ns is None else [until_ns]
     if query.duration_ns is not None:
         ends.append(position.opened_ns + query.duration_ns)
-    if isinstance(query, RingQuery):
-        if query.until_ns is not None:
-            ends.append(query.until_ns)
-        elif not query.follow:
-            ends.append(position.opened_ns)  # which was the present
     return min(ends, default=None)

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 from ddump_common.api import RingQuery
 from ddump_common.errors import ParameterError, UsageError
 from ddump_common.timespec import LOCAL, format_time, parse_time
-from ddump_common.units import MILLISECONDS, SECONDS, format_duration
+from ddump_common.units import (
+    MICROSECONDS,
+    MILLISECONDS,
+    SECONDS,
+    format_duration,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,13 +51,15 @@ _ROUNDING = (
     (10 * SECONDS, SECONDS),
     (SECONDS, 100 * MILLISECONDS),
     (MILLISECONDS, MILLISECONDS),
+    (MICROSECONDS, MICROSECONDS),
 )
 
 
 def parse_window(pairs: Iterable[tuple[str, str]], *, now_ns: int) -> RingQuery:
     """Read the decoded pairs of a query with a window, as the command means it.
 
-    ``last`` ends now, unless it is followed; to follow without a beginning begins now.
+    A window that has begun and has no end ends now, on all hosts, unless it is followed;
+    to follow without a beginning begins now.
 
     Raises:
         ParameterError: as ``RingQuery.parse_at``, or what makes no sense together.
@@ -71,13 +78,14 @@ def parse_window(pairs: Iterable[tuple[str, str]], *, now_ns: int) -> RingQuery:
                 hint="leave out one of the two; a time of day means its last one",
             )
         return asked if asked.since_ns is not None else replace(asked, since_ns=now_ns)
-    if "last" not in names:
-        return asked
-    if "until" in names:
+    if "last" in names and "until" in names:
         raise ParameterError("last", "ends now", hint="give since with until")
-    if asked.since_ns == now_ns:
+    if "last" in names and asked.since_ns == now_ns:
         raise ParameterError("last", "is no time at all", hint="for example 5m")
-    return replace(asked, until_ns=now_ns)
+    begun = asked.since_ns is not None and asked.since_ns < now_ns
+    return (
+        replace(asked, until_ns=now_ns) if begun and asked.until_ns is None else asked
+    )
 
 
 def _absolute(name: str, text: str, now_ns: int) -> str:
