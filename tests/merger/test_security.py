@@ -442,6 +442,7 @@ async def test_errors_hold_no_credentials(target, from_file, tmp_path):
     if from_file:
         path = tmp_path / "targets"
         path.write_text(f"# all\n{target}\n")
+        path.chmod(0o600)
         words = ["-T", path]
     result = await run("-vv", *words)
     assert result.code in {2, 3}

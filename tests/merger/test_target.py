@@ -285,7 +285,9 @@ def test_a_file_of_targets_with_a_password_is_for_its_owner_alone(tmp_path):
     path.chmod(0o644)
     assert len(read_targets_file(path)) == 2
     path.write_text("http://a\nweb1=http://alice:s3cret@h\n")
-    with pytest.raises(UsageError, match="can be read by others") as caught:
+    with pytest.raises(
+        UsageError, match="has a secret, and can be read by others"
+    ) as caught:
         read_targets_file(path)
     assert "s3cret" not in str(caught.value)
     path.chmod(0o600)

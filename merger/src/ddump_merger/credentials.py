@@ -180,7 +180,9 @@ def is_open_to_others(status: os.stat_result) -> bool:
 
 def not_private(path: Path) -> UsageError:
     """Return why a file with a secret is not used that is open to others."""
-    return UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+    return UsageError(
+        f"{path} has a secret, and can be read by others", hint=f"chmod 600 {path}"
+    )
 
 
 def _reason(exc: OSError | UnicodeDecodeError) -> str:
