@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,6 +81,16 @@ class Peer(Protocol):
             PeerError: it cannot be asked, or its ring not be had.
 
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Break:
+    """What is gone on with: ``target`` is what was asked for first, ``seam`` what had come."""
+
+    peer: Peer
+    target: HttpTarget
+    seam: Seam | None
+    reason: BrokenStreamError
 
 
 class Reconnect:
@@ -162,10 +173,11 @@ class Reconnect:
         self._inlet.wake.set()
         self._adopted_by = None
         seam = await stretch.seam()
+        broken = _Break(peer=peer, target=target, seam=seam, reason=reason)
         if not lane.live:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._deadline(stretch.position(seam))):
-                    return await self._try_on(peer, target, seam, reason)
+                    return await self._try_on(broken)
             if not lane.follows:
                 patience = format_duration(self._inlet.config.timeout_ns)
                 raise BrokenStreamError(
@@ -173,7 +185,7 @@ class Reconnect:
                     hint="see --timeout",
                 ) from reason
             stretch.suspend()
-        return await self._try_on(peer, target, seam, reason)
+        return await self._try_on(broken)
 
     def _deadline(self, position: Position) -> float:
         """Return until when a break at ``position`` is waited for.
@@ -188,18 +200,12 @@ class Reconnect:
             )
         return self._patience_ends
 
-    async def _try_on(
-        self,
-        peer: Peer,
-        target: HttpTarget,
-        seam: Seam | None,
-        reason: BrokenStreamError,
-    ) -> bool:
+    async def _try_on(self, broken: _Break) -> bool:
         lane, asked_ns = self._lane, 0
         while True:
             await asyncio.sleep(self._backoff.next_ns(asked_ns=asked_ns) / SECONDS)
             try:
-                return await self._try(peer, target, seam, reason)
+                return await self._try(broken)
             except UnreachableError as exc:
                 logger.info("%s: %s", lane.name, exc)
                 asked_ns = 0
@@ -232,14 +238,9 @@ class Reconnect:
         self._ring_fails = True
         return BrokenStreamError(f"its ring: {error}")
 
-    async def _try(
-        self,
-        peer: Peer,
-        target: HttpTarget,
-        seam: Seam | None,
-        reason: BrokenStreamError,
-    ) -> bool:
+    async def _try(self, broken: _Break) -> bool:
         lane, stretch = self._lane, self._stretch
+        peer, target, seam = broken.peer, broken.target, broken.seam
         asks = lane.trusted and not self._ring_fails
         ring = await self._ring(peer) if asks else None
         if lane.skew is not None:
@@ -256,7 +257,7 @@ class Reconnect:
                 stretch.refill()
                 return True
         if not (target.live or target.follows):
-            raise reason
+            raise broken.reason
         position = stretch.position(None)
         asked = started_anew(target, position, now_ns=stretch.present_ns())
         if asked is None:
