@@ -387,9 +387,10 @@ class TestRoom:
                 assert b"200 OK" in await reader.readuntil(b'"}')
             assert not stream.content.at_eof()
 
-    @pytest.mark.parametrize("encrypted", [False, True])
+    # Both ends of so many handshakes have to be done before the last is tired of waiting.
+    @pytest.mark.parametrize(("encrypted", "many"), [(False, 200), (True, 60)])
     async def test_a_burst_over_the_limit_is_answered_all(
-        self, options, authority, encrypted
+        self, options, authority, encrypted, many
     ):
         """From one host: none of them has to go for the next before it was heard."""
         tls = context(authority, authority.client("alice")) if encrypted else None
@@ -399,7 +400,9 @@ class TestRoom:
             asyncio.timeout(10),
             asyncio.TaskGroup() as tasks,
         ):
-            every = [tasks.create_task(asked(running, HEALTH, tls)) for _ in range(200)]
+            every = [
+                tasks.create_task(asked(running, HEALTH, tls)) for _ in range(many)
+            ]
         assert {each.result()[:15] for each in every} == {b"HTTP/1.1 200 OK"}
 
     @pytest.mark.parametrize("encrypted", [False, True])
