@@ -78,9 +78,8 @@ async def fetch_ring(
         PeerError: the ring cannot be had so, and why.
 
     """
-    follow = target.live or target.follows
     value = await fetch_field(
-        target.at(RING_PATH, RingQuery(follow=follow)),
+        target.at(RING_PATH, RingQuery(follow=target.goes_on)),
         session,
         RING_HEADER,
         timeout_ns=timeout_ns,

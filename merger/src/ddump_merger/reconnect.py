@@ -120,7 +120,7 @@ class Reconnect:
             config.reconnect
             and not config.fail_fast
             and self._lane.has_header
-            and (source.trusted or target.live or target.follows)
+            and (source.trusted or target.goes_on)
             and (source.trusted or not source.bounded)
         )
 
@@ -256,7 +256,7 @@ class Reconnect:
                 self._begin()
                 stretch.refill()
                 return True
-        if not (target.live or target.follows):
+        if not target.goes_on:
             raise broken.reason
         position = stretch.position(None)
         asked = started_anew(target, position, now_ns=stretch.present_ns())

@@ -68,9 +68,8 @@ def resumed(
         return None
     if until_ns is not None and until_ns <= position.since_ns:
         return None
-    goes_on = not isinstance(query, RingQuery) or query.follow
     duration_ns = None
-    if not goes_on and query.duration_ns is not None:
+    if not target.goes_on and query.duration_ns is not None:
         duration_ns = position.opened_ns + query.duration_ns - now_ns
         if duration_ns <= 0:
             return None
@@ -86,7 +85,7 @@ def resumed(
         precision=query.precision,
         since_ns=position.since_ns,
         until_ns=until_ns,
-        follow=goes_on and (until_ns is None or until_ns > now_ns),
+        follow=target.goes_on and (until_ns is None or until_ns > now_ns),
     )
     return target.at(RING_PATH, asked)
 

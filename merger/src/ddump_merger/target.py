@@ -130,6 +130,11 @@ class HttpTarget:
         return isinstance(self.query, RingQuery) and self.query.follow
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it delivers what happens now, be it after a window."""
+        return self.live or self.follows
+
+    @property
     def origin(self) -> str:
         """The URL as far as the path, without credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
